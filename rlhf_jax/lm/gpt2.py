@@ -72,8 +72,8 @@ class GPT2Config:
 class Cache(NamedTuple):
     """Keys and values of every layer, and which slots hold a real token."""
 
-    keys: list[Float[Array, "B S H d"]]
-    values: list[Float[Array, "B S H d"]]
+    keys: list[Float[Array, "B H S d"]]
+    values: list[Float[Array, "B H S d"]]
     mask: Bool[Array, "B S"]
 
 
@@ -123,17 +123,18 @@ class Attention(nnx.Module):
     def __call__(self, x, attend, past, dropout_key):
         """`attend` [B, 1, T, S] says which keys a query sees; `past` is (keys, values, slot) or None."""
         query, key, value = (
-            part.reshape(*part.shape[:2], self.n_head, -1) for part in jnp.split(self.c_attn(x), 3, axis=-1)
+            part.reshape(*part.shape[:2], self.n_head, -1).swapaxes(1, 2)
+            for part in jnp.split(self.c_attn(x), 3, axis=-1)
         )
         if past is not None:
             past_keys, past_values, slot = past
-            key = jax.lax.dynamic_update_slice_in_dim(past_keys, key, slot, axis=1)
-            value = jax.lax.dynamic_update_slice_in_dim(past_values, value, slot, axis=1)
-        scores = jnp.einsum("bthd,bshd->bhts", query * self.scale, key)
+            key = jax.lax.dynamic_update_slice_in_dim(past_keys, key, slot, axis=2)
+            value = jax.lax.dynamic_update_slice_in_dim(past_values, value, slot, axis=2)
+        scores = jnp.einsum("bhtd,bhsd->bhts", query * self.scale, key)
         scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
         scores = jnp.where(attend, scores, jnp.finfo(scores.dtype).min)
         weights = _dropout(jax.nn.softmax(scores).astype(x.dtype), self.pdrop, dropout_key)
-        mixed = jnp.einsum("bhts,bshd->bthd", weights, value)
+        mixed = jnp.einsum("bhts,bhsd->bthd", weights, value)
         return self.c_proj(mixed.reshape(x.shape)), key, value
 
 
@@ -298,9 +299,9 @@ def prefill(
     _check_length(config, num_slots)
     attend = jnp.tril(jnp.ones((tokens.shape[1],) * 2, bool))[None, None] & mask[:, None, None, :]
     states, keys, values = _merge(config, params)(tokens, position_ids(mask), attend)
-    room = [(0, 0), (0, num_slots - tokens.shape[1])]
-    widen = lambda array: jnp.pad(array, room + [(0, 0)] * (array.ndim - 2))
-    return states, Cache([widen(k) for k in keys], [widen(v) for v in values], widen(mask))
+    room = (0, num_slots - tokens.shape[1])
+    widen = lambda array: jnp.pad(array, [(0, 0), (0, 0), room, (0, 0)])
+    return states, Cache([widen(k) for k in keys], [widen(v) for v in values], jnp.pad(mask, [(0, 0), room]))
 
 
 @functools.partial(jax.jit, static_argnums=0)
