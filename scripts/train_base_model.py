@@ -1,10 +1,10 @@
 """Train the bundled base model, a small GPT-2, on IMDB reviews with this library's own SFT step.
 
-    python scripts/train_base_model.py train --run runs/base                       # constant rate; Ctrl-C when it pays no more
-    python scripts/train_base_model.py train --run runs/base --decay-steps 3000    # resume, let the rate fall to 0, stop
-    python scripts/train_base_model.py export --run runs/base                      # rlhf_jax/assets/base and its loss curve
+    python scripts/train_base_model.py train                                      # constant rate; stop it at will
+    python scripts/train_base_model.py train --decay-steps 2000 --length 256      # let the rate fall to 0, and end
+    python scripts/train_base_model.py export                                     # rlhf_jax/assets/base, loss curve
 
-Each call of `train` resumes from the newest checkpoint of the run. Needs the data folder described in scripts/imdb.py.
+Each call of `train` resumes from the newest checkpoint of the run. Needs the data folder that scripts/imdb.py names.
 """
 
 import functools
@@ -20,8 +20,10 @@ import optax
 import tyro
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from rlhf_jax.lm import gpt2
-from rlhf_jax.lm.sequences import Sequences
+from rlhf_jax import plots
+from rlhf_jax.lm import gpt2, weights
+from rlhf_jax.lm.generate import generate
+from rlhf_jax.lm.sequences import Sequences, completion_log_probs, pad_right
 from rlhf_jax.training import checkpoint, sft, state
 
 EOS = "<|endoftext|>"
@@ -139,9 +141,112 @@ def train(
                 file.write(json.dumps(line) + "\n")
             print(line, flush=True)
             started = time.time()
-        if (number + 1) % checkpoint_every == 0 or decay_steps and number + 1 == done + decay_steps:
+        if (number + 1) % checkpoint_every == 0 or (decay_steps and number + 1 == done + decay_steps):
             checkpoint.save(run / "checkpoints", number + 1, current)
 
 
+@jax.jit
+def _window_nll(params: gpt2.Params, tokens, mask, scored):
+    sequences = Sequences(tokens[:, :1], mask[:, :1], tokens[:, 1:], mask[:, 1:])
+    return -jnp.where(scored, completion_log_probs(CONFIG, params, sequences), 0).sum()
+
+
+def nats_per_byte(params: gpt2.Params, tokenizer: Tokenizer, texts: list[str], batch_size: int = 64) -> float:
+    """−log p of the texts over their UTF-8 bytes; each token sees at least 128 tokens before it, where there are any.
+
+    Windows of `n_positions` start every 128 tokens and score what no window before them has scored.
+    """
+    stride, width = CONFIG.n_positions // 2, CONFIG.n_positions
+    windows, scored = [], []
+    for encoding in tokenizer.encode_batch(texts):
+        ids = [0, *encoding.ids]
+        for start in range(0, max(len(ids) - stride, 1), stride):
+            window = ids[start : start + width]
+            new_from = stride if start else 1
+            windows.append(window)
+            scored.append([new_from <= i < len(window) for i in range(1, width)])
+    total = 0.0
+    for begin in range(0, len(windows), batch_size):
+        tokens, mask = pad_right(windows[begin : begin + batch_size] + [[0]] * batch_size, width)
+        marks = np.zeros((batch_size, width - 1), bool)
+        rows = scored[begin : begin + batch_size]
+        marks[: len(rows)] = rows
+        total += float(_window_nll(params, tokens[:batch_size], mask[:batch_size], marks))
+    return total / sum(len(text.encode()) for text in texts)
+
+
+def latest(run: Path) -> tuple[gpt2.Params, int]:
+    """Parameters of the run's newest checkpoint, and their update number."""
+    optimizer = make_optimizer(1.0, None, 1)
+    like = jax.eval_shape(lambda: state.create(gpt2.init(jax.random.key(0), CONFIG), optimizer))
+    return checkpoint.restore(run / "checkpoints", like).params, checkpoint.latest_step(run / "checkpoints")
+
+
+def evaluate(run: Path = Path("runs/base"), num_reviews: int = 1000) -> None:
+    """Nats per UTF-8 byte of the newest checkpoint on held-out reviews."""
+    tokenizer, _ = prepare(run)
+    params, step = latest(run)
+    _, held_out = imdb.language_model_texts()
+    chosen = [held_out[i] for i in np.random.default_rng(0).permutation(len(held_out))[:num_reviews]]
+    print(f"update {step}: {nats_per_byte(params, tokenizer, chosen):.4f} nats per byte on {num_reviews} test reviews")
+
+
+def loss_curve(run: Path) -> list[dict]:
+    """The run's metrics, without what a resumed call overwrote."""
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return sorted({line["step"]: line for line in lines}.values(), key=lambda line: line["step"])
+
+
+def draw(run: Path, bytes_per_token: float, final: float) -> None:
+    """figures/base_model_training.png: training loss in nats per byte against tokens seen, and the held-out result."""
+    curve = loss_curve(run)
+    tokens = np.array([line["step"] for line in curve]) * 4096 / 1e6
+    loss = np.array([line["loss"] for line in curve]) / bytes_per_token
+    with plots.style():
+        figure, axes = plots.subplots(width=6.4, height=3.8)
+        axes.plot(tokens, loss, color=plots.BLUE, linewidth=1.0)
+        axes.axhline(final, **plots.EXACT)
+        plots.label(axes, tokens[-1], final, f"held-out reviews: {final:.3f}", plots.BLACK, xytext=(0, -8), ha="right")
+        axes.set(
+            title="The bundled base model learns IMDB reviews",
+            xlabel="training tokens [millions]",
+            ylabel="training loss [nats per byte]",
+            ylim=(final - 0.08, 1.7),
+        )
+        plots.save(figure, "base_model_training", Path(__file__).resolve().parents[1] / "figures")
+
+
+def export(run: Path = Path("runs/base")) -> None:
+    """Write rlhf_jax/assets/base (float16 weights, tokenizer, numbers, ten samples) and the loss curve."""
+    folder = Path(__file__).resolve().parents[1] / "rlhf_jax" / "assets" / "base"
+    tokenizer, stream = prepare(run)
+    params, step = latest(run)
+    weights.save(folder, CONFIG, jax.tree.map(lambda leaf: leaf.astype(jnp.float16), params))
+    tokenizer.save(str(folder / "tokenizer.json"))
+    stored = weights.load(folder)[1]
+    _, held_out = imdb.language_model_texts()
+    bits = nats_per_byte(stored, tokenizer, held_out)
+    encoded = tokenizer.encode_batch(held_out[:1000])
+    bytes_per_token = sum(len(text.encode()) for text in held_out[:1000]) / sum(len(e.ids) for e in encoded)
+    start = np.zeros((10, 1), np.int32)
+    new = generate(CONFIG, stored, start, start == 0, jax.random.key(0), max_new_tokens=120, eos_id=0)
+    samples = [tokenizer.decode(row[mask]) for row, mask in zip(np.array(new.tokens), np.array(new.mask), strict=True)]
+    blocks = sum(leaf.size for leaf in jax.tree.leaves((params["h"], params["ln_f"])))
+    facts = {
+        "nats_per_byte": round(bits, 4),
+        "held_out_reviews": len(held_out),
+        "bytes_per_token": round(bytes_per_token, 3),
+        "updates": step,
+        "training_tokens": step * 4096,
+        "epochs": round(step * 4096 / len(stream), 2),
+        "parameters_outside_embeddings": blocks,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+    }
+    (folder / "metrics.json").write_text(json.dumps(facts, indent=2) + "\n")
+    (folder / "samples.txt").write_text("\n\n".join(samples) + "\n")
+    draw(run, bytes_per_token, bits)
+    print(facts)
+
+
 if __name__ == "__main__":
-    tyro.extras.subcommand_cli_from_dict({"train": train})
+    tyro.extras.subcommand_cli_from_dict({"train": train, "evaluate": evaluate, "export": export})
