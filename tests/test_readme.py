@@ -1,0 +1,83 @@
+"""What the README says exists does, and its quickstart runs as written."""
+
+import ast
+import importlib
+import pathlib
+import re
+import tomllib
+
+import jax.numpy as jnp
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SECTIONS = {section.partition("\n")[0]: section for section in README.split("\n## ")[1:]}
+LADDER = [
+    [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+    for line in SECTIONS["The ladder"].splitlines()
+    if line.startswith("|")
+]
+STABLE = [
+    (module, name)
+    for module, names in re.findall(r"^- `([\w.]+)`: (.+)$", SECTIONS["What is stable"], flags=re.MULTILINE)
+    for name in re.findall(r"`(\w+)`", names)
+]
+
+
+def test_the_quickstart_runs_as_written():
+    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert len([line for line in code.splitlines() if line]) <= 15
+    imports = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert [ast.unparse(node) for node in imports] == ["import jax", "from rlhf_jax import dpo"]
+    scope = {}
+    exec(code, scope)
+    log_probs, params, x, chosen = (scope[name] for name in ("log_probs", "params", "x", "chosen"))
+    assert jnp.mean(log_probs(params, x, chosen) > log_probs(params, x, 1 - chosen)) > 0.98
+    references = scope["batch"][3:]
+    at_the_reference = scope["dpo"].dpo_loss(*references, *references, beta=0.1)
+    assert jnp.allclose(at_the_reference, jnp.log(2))
+    assert scope["loss"](params, *scope["batch"]) < 0.25
+
+
+@pytest.mark.parametrize("heading", ["Run", "Test"])
+def test_one_command_stands_under_run_and_under_test(heading):
+    assert re.findall(r"^    (.+)$", SECTIONS[heading], flags=re.MULTILINE) == [f"make {heading.lower()}"]
+
+
+def test_every_link_leads_to_a_file():
+    links = set(re.findall(r"\]\((?!https?:)([^)#]+)", README))
+    assert links
+    assert [link for link in sorted(links) if not (ROOT / link).exists()] == []
+
+
+def test_the_ladder_is_a_table():
+    header, rule, *rows = LADDER
+    assert header == ["Concept", "Equation", "Function", "Test", "Tutorial", "Paper"]
+    assert {len(row) for row in (rule, *rows)} == {len(header)}
+    assert len(rows) >= 20
+
+
+@pytest.mark.parametrize("row", LADDER[2:], ids=lambda row: row[0])
+def test_a_step_of_the_ladder_has_its_function_and_a_test_of_it(row):
+    _, equation, functions, tests, tutorial, paper = row
+    assert equation
+    assert paper
+    (test_file,) = re.findall(r"\((tests/.+?\.py)\)", tests)
+    test_source = (ROOT / test_file).read_text(encoding="utf-8")
+    for module, function, path in re.findall(r"\[`(\w+)\.(\w+)`\]\((.+?)\)", functions):
+        assert path == f"rlhf_jax/{module}.py"
+        assert callable(getattr(importlib.import_module(f"rlhf_jax.{module}"), function))
+        assert re.search(rf"\b{function}\b", test_source)
+        for tutorial_file in re.findall(r"\((.+?)\)", tutorial):
+            assert re.search(rf"\b{function}\b", (ROOT / tutorial_file).read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(("module", "name"), STABLE, ids=[".".join(each) for each in STABLE])
+def test_a_stable_name_exists(module, name):
+    assert hasattr(importlib.import_module(f"rlhf_jax.{module}"), name)
+
+
+def test_the_extras_that_the_readme_installs_exist():
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = {extra for extras in re.findall(r'"\.\[([\w,]+)\]"', README) for extra in extras.split(",")}
+    assert {"lm", "cuda13", "tpu", "test"} <= named <= set(declared)
