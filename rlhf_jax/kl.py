@@ -84,8 +84,10 @@ def k3(
     """
     check_same_shape(log_probs=log_probs, ref_log_probs=ref_log_probs)
     log_ratio = lp.log_ratio(ref_log_probs, log_probs)
-    series = jnp.square(log_ratio) * jnp.polyval(jnp.asarray(_SERIES, log_ratio.dtype), log_ratio)
-    return jnp.where(jnp.abs(log_ratio) < _SERIES_RADIUS, series, jnp.expm1(log_ratio) - log_ratio)
+    near = jnp.abs(log_ratio) < _SERIES_RADIUS
+    small = jnp.where(near, log_ratio, 0)
+    series = jnp.square(small) * jnp.polyval(jnp.asarray(_SERIES, small.dtype), small)
+    return jnp.where(near, series, jnp.expm1(log_ratio) - log_ratio)
 
 
 @jax.jit

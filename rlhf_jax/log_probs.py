@@ -79,6 +79,8 @@ def chunked_token_log_probs(
     """
     _check_tokens("hidden", jnp.shape(hidden), tokens)
     states, weights = jnp.asarray(hidden), jnp.asarray(embedding)
+    if weights.shape[1:] != states.shape[-1:]:
+        raise ValueError(f"embedding must be [V, D] with D as in hidden {states.shape}, got {weights.shape}")
     wide = jnp.promote_types(jnp.result_type(states, weights), jnp.float32)
 
     @jax.checkpoint
@@ -92,9 +94,7 @@ def chunked_token_log_probs(
 
 
 @jax.jit
-def log_ratio(
-    log_probs: Float[ArrayLike, "*s"], old_log_probs: Float[ArrayLike, "*s"] | Float[ArrayLike, ""]
-) -> Float[Array, "*s"]:
+def log_ratio(log_probs: Float[ArrayLike, "*#s"], old_log_probs: Float[ArrayLike, "*#s"]) -> Float[Array, "*#s"]:
     """min(log π − log π_old, ½ log M), M the dtype's largest number.
 
     The bound (44 nats in float32) keeps the ratio, its square and their gradients finite, so that one absurd token

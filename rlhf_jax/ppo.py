@@ -94,6 +94,7 @@ def clip_fraction(
     clip_eps: Scalar,
 ) -> Float[Array, ""]:
     """Share of the kept actions whose ratio lies outside [1 − ε, 1 + ε], whatever the advantage's sign."""
+    check_same_shape(log_probs=log_probs, old_log_probs=old_log_probs, mask=mask)
     outside = jnp.abs(probability_ratio(log_probs, old_log_probs) - 1) > clip_eps
     return masked_mean(outside.astype(jnp.float32), mask)
 
@@ -103,6 +104,7 @@ def approximate_kl(
     log_probs: Float[ArrayLike, "*s"], old_log_probs: Float[ArrayLike, "*s"], mask: Bool[ArrayLike, "*s"]
 ) -> Float[Array, ""]:
     """Mean of k3 over the kept actions: KL(π_old ‖ π) an action in nats, since the actions are π_old's."""
+    check_same_shape(log_probs=log_probs, old_log_probs=old_log_probs, mask=mask)
     return masked_mean(kl.k3(old_log_probs, log_probs), mask)
 
 
