@@ -1,0 +1,158 @@
+"""Where the experiment's comparisons come from: the simulated annotator, or a file of real choices."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, Key
+from tokenizers import Tokenizer
+
+from rlhf_jax.lm import gpt2, tokenizer, weights
+from rlhf_jax.lm.sequences import Sequences, pad_left, take
+from rlhf_jax.preferences import annotators, readers
+from rlhf_jax.preferences.pairs import Pairs, encode_pairs, encode_prompts
+from rlhf_jax.preferences.schema import Preference
+from rlhf_jax.training import evaluation
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Sizes and hyperparameters of one run: lengths in tokens, rates of Adam, `kl_coef` in rewards a nat."""
+
+    num_pairs: int = 8000
+    num_validation_pairs: int = 1000
+    num_held_out: int = 512
+    prompt_length: int = 8
+    completion_length: int = 32
+    label_temperature: float = 0.35
+    reward_epochs: int = 1
+    reward_batch: int = 64
+    reward_rate: float = 1e-3
+    ppo_iterations: int = 30
+    ppo_batch: int = 128
+    ppo_epochs: int = 2
+    ppo_minibatches: int = 2
+    ppo_rate: float = 5e-4
+    kl_coef: float = 0.05
+    gae_lambda: float = 1.0
+    dpo_epochs: int = 1
+    dpo_batch: int = 64
+    dpo_rate: float = 5e-4
+    dpo_beta: float = 0.1
+    num_path_points: int = 6
+    num_path_prompts: int = 256
+
+
+class Data(NamedTuple):
+    """Comparisons to learn from, comparisons to check the reward model on, openings and a judge for the policies.
+
+    `judge_pairs` train a second reward model as judge where there is no gold annotator; `facts` go to the report.
+    """
+
+    pairs: Pairs
+    validation: Pairs
+    held_out: tuple[np.ndarray, np.ndarray]
+    gold: evaluation.Score | None
+    judge_pairs: Pairs | None
+    ceiling: float | None
+    facts: dict[str, Any]
+
+
+def openings(num: int, length: int, key: Key[Array, ""]) -> list[list[int]]:
+    """`num` different beginnings of reviews, `length` tokens each, by the bundled model from its start token."""
+    config, params = weights.load("bundled")
+    found: dict[tuple[int, ...], None] = {}
+    start = np.full((1024, 1), config.bos_token_id, np.int32)
+    while len(found) < num:
+        key, draw = jax.random.split(key)
+        new = evaluation.sample(
+            config, params, start, np.ones_like(start, bool), draw, max_new_tokens=length, eos_id=None, batch_size=1024
+        )
+        found |= {tuple(row): None for row in new.completions.tolist() if config.eos_token_id not in row}
+    return [list(row) for row in found][:num]
+
+
+def encode_openings(rows: list[list[int]], config: gpt2.GPT2Config, encoder: Tokenizer, length: int):
+    """Openings as the model's own prompts: its start token, then the opening, padded on the left."""
+    own = tokenizer.load("bundled")
+    if encoder.get_vocab() != own.get_vocab():
+        rows = [encoding.ids for encoding in encoder.encode_batch(own.decode_batch(rows))]
+    start = [] if config.bos_token_id is None else [config.bos_token_id]
+    longest = max(length, 1 + max(map(len, rows)))
+    return pad_left([start + row for row in rows], longest)
+
+
+def simulated(
+    config: gpt2.GPT2Config, params: gpt2.Params, encoder: Tokenizer, settings: Settings, key: Key[Array, ""]
+) -> Data:
+    """Two continuations of each opening, compared by the gold annotator: Bradley-Terry choices with a temperature."""
+    opening_key, first_key, second_key, choice_key = jax.random.split(key, 4)
+    num_compared = settings.num_pairs + settings.num_validation_pairs
+    rows = openings(num_compared + settings.num_held_out, settings.prompt_length - 1, opening_key)
+    prompts = encode_openings(rows, config, encoder, settings.prompt_length)
+    compared, held_out = take(prompts, slice(0, num_compared)), take(prompts, slice(num_compared, None))
+    first, second = (
+        evaluation.sample(
+            config, params, *compared, draw, max_new_tokens=settings.completion_length, eos_id=config.eos_token_id
+        )
+        for draw in (first_key, second_key)
+    )
+    gold = evaluation.gold_score(encoder)
+    utilities = [evaluation.in_score_batches(gold, sequences) for sequences in (first, second)]
+    prefers_first = np.asarray(annotators.choose(choice_key, *utilities, settings.label_temperature))
+    pairs = _ordered(first, second, prefers_first)
+    check = slice(settings.num_pairs, None)
+    ceiling = annotators.best_accuracy(utilities[0][check], utilities[1][check], settings.label_temperature)
+    facts = {
+        "source": f"simulated annotator, Bradley-Terry at temperature {settings.label_temperature}",
+        "pairs": settings.num_pairs,
+        "utility_std": float(np.std(utilities)),
+    }
+    train = take(pairs, slice(0, settings.num_pairs))
+    return Data(train, take(pairs, check), held_out, gold, None, float(ceiling), facts)
+
+
+def _ordered(first: Sequences, second: Sequences, prefers_first: np.ndarray) -> Pairs:
+    pick = lambda a, b: np.where(prefers_first[:, None], a, b)
+    return Pairs(jax.tree.map(pick, first, second), jax.tree.map(pick, second, first))
+
+
+def human(config: gpt2.GPT2Config, encoder: Tokenizer, settings: Settings, seed: int, path: Path) -> Data:
+    """Real choices in three parts with disjoint prompts: held out, to learn from, and to train the judge.
+
+    There is no gold annotator then: the judge is a reward model of the third part, a proxy.
+
+    Raises:
+        PreferenceError: if the file cannot be read.
+        ValueError: if it holds too few comparisons to train on.
+    """
+    read = readers.read(path)
+    by_prompt: dict[str, list[Preference]] = {}
+    for preference in read.preferences:
+        by_prompt.setdefault(preference.prompt, []).append(preference)
+    prompts = [list(by_prompt)[i] for i in np.random.default_rng(seed).permutation(len(by_prompt))]
+    num_held_out = min(settings.num_held_out, len(prompts) // 4)
+    parts = prompts[:num_held_out], prompts[num_held_out::2], prompts[num_held_out + 1 :: 2]
+    (validation, cut), (pairs, cut_pairs), (judge_pairs, _) = (
+        encode_pairs(
+            encoder,
+            [preference for prompt in part for preference in by_prompt[prompt]],
+            prompt_length=settings.prompt_length,
+            completion_length=settings.completion_length,
+            eos_id=config.eos_token_id,
+        )
+        for part in parts
+    )
+    held_out = encode_prompts(encoder, parts[0], settings.prompt_length, config.eos_token_id)
+    facts = {
+        "source": path.name,
+        "pairs": len(pairs.chosen.prompts),
+        "judge_pairs": len(judge_pairs.chosen.prompts),
+        "validation_pairs": len(validation.chosen.prompts),
+        "truncated_share": cut_pairs,
+        "truncated_share_held_out": cut,
+        "dropped": read.dropped,
+    }
+    return Data(pairs, validation, held_out, None, judge_pairs, None, facts)
