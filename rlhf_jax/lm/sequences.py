@@ -11,6 +11,8 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 from rlhf_jax import log_probs
 from rlhf_jax.lm import gpt2
 
+TokenIds = Sequence[int] | Int[np.ndarray, "_"]
+
 
 class Sequences(NamedTuple):
     """Prompts padded on the left, completions on the right: the border stands at one column for every row.
@@ -30,8 +32,8 @@ def join(sequences: Sequences) -> tuple[Int[Array, "B T"], Bool[Array, "B T"]]:
     return tokens, jnp.concatenate([sequences.prompt_mask, sequences.completion_mask], axis=1)
 
 
-def completion_states(config: gpt2.GPT2Config, params: gpt2.Params, sequences: Sequences) -> Float[Array, "B C+1 D"]:
-    """Hidden states from the last prompt token to the last completion token.
+def completion_states(config: gpt2.GPT2Config, params: gpt2.Params, sequences: Sequences) -> Float[Array, "B S D"]:
+    """Hidden states from the last prompt token to the last completion token, S = C + 1.
 
     Row t is what the policy knows before completion token t: it scores that token, and its value head V(s_t).
     """
@@ -55,7 +57,7 @@ def sequence_log_probs(config: gpt2.GPT2Config, params: gpt2.Params, sequences: 
     return jnp.where(sequences.completion_mask, per_token, 0).sum(1)
 
 
-def pad_left(rows: Sequence[Sequence[int]], length: int) -> tuple[np.ndarray, np.ndarray]:
+def pad_left(rows: Sequence[TokenIds], length: int) -> tuple[Int[np.ndarray, "N T"], Bool[np.ndarray, "N T"]]:
     """Ids [N, length] and mask of rows padded on the left with id 0; a longer row keeps its end."""
     tokens, mask = np.zeros((len(rows), length), np.int32), np.zeros((len(rows), length), bool)
     for index, row in enumerate(rows):
@@ -65,7 +67,7 @@ def pad_left(rows: Sequence[Sequence[int]], length: int) -> tuple[np.ndarray, np
     return tokens, mask
 
 
-def pad_right(rows: Sequence[Sequence[int]], length: int) -> tuple[np.ndarray, np.ndarray]:
+def pad_right(rows: Sequence[TokenIds], length: int) -> tuple[Int[np.ndarray, "N T"], Bool[np.ndarray, "N T"]]:
     """Ids [N, length] and mask of rows padded on the right with id 0; a longer row keeps its start."""
     tokens, mask = np.zeros((len(rows), length), np.int32), np.zeros((len(rows), length), bool)
     for index, row in enumerate(rows):

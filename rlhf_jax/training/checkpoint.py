@@ -22,15 +22,15 @@ def latest_step(folder: str | Path) -> int | None:
 
 
 def restore(folder: str | Path, like: Any, step: int | None = None) -> Any:
-    """The newest checkpoint (or `step`) as a tree shaped `like`.
+    """The newest checkpoint (or `step`) as a tree of the structure, shapes, dtypes and placement of `like`.
 
     Raises:
-        FileNotFoundError: if the folder holds no checkpoint.
+        FileNotFoundError: if the folder holds no such checkpoint.
     """
-    if latest_step(folder) is None:
-        raise FileNotFoundError(f"{folder} holds no checkpoint")
+    step = latest_step(folder) if step is None else step
+    if step is None or not (Path(folder) / str(step)).is_dir():
+        raise FileNotFoundError(f"{folder} holds no checkpoint" + ("" if step is None else f" {step}"))
     with _manager(folder) as manager:
-        step = manager.latest_step() if step is None else step
         return manager.restore(step, args=ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, like)))
 
 

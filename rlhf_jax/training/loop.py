@@ -12,7 +12,7 @@ from rlhf_jax.training import checkpoint, state
 
 
 class NonFiniteLoss(RuntimeError):
-    """The loss of a step was NaN or infinite; the checkpoints on disk are older and sound."""
+    """A step's loss or gradient was NaN or infinite; the checkpoints on disk are older and sound."""
 
 
 def fit(
@@ -37,8 +37,9 @@ def fit(
     for number in range(start, num_steps):
         current, metrics = step(current, batch_at(number))
         metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        if not math.isfinite(metrics["loss"]):
-            raise NonFiniteLoss(f"the loss at step {number} is {metrics['loss']}")
+        for name in ("loss", "grad_norm"):
+            if not math.isfinite(metrics[name]):
+                raise NonFiniteLoss(f"{name} is {metrics[name]} at step {number}: try a smaller learning rate")
         record(number, metrics)
         done = number + 1
         if checkpoints is not None and (done == num_steps or (checkpoint_every and done % checkpoint_every == 0)):

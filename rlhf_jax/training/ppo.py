@@ -153,6 +153,20 @@ def ppo_loss(
     return metrics["policy_loss"] + value_weight * metrics["value_loss"], metrics
 
 
+def minibatch_rows(
+    key: Key[Array, ""], num_rows: int, num_epochs: int, num_minibatches: int
+) -> Int[Array, "num_epochs*num_minibatches N"]:
+    """Row numbers of every minibatch: each epoch is a new permutation, cut into `num_minibatches` equal parts.
+
+    Raises:
+        ValueError: if the rows cannot be cut into that many equal parts.
+    """
+    if num_rows % num_minibatches:
+        raise ValueError(f"{num_rows} rows cannot be cut into {num_minibatches} equal minibatches")
+    orders = jax.vmap(lambda key: jax.random.permutation(key, num_rows))(jax.random.split(key, num_epochs))
+    return orders.reshape(num_epochs * num_minibatches, num_rows // num_minibatches)
+
+
 def make_ppo_step(
     config: gpt2.GPT2Config,
     optimizer: optax.GradientTransformation,
@@ -162,7 +176,7 @@ def make_ppo_step(
     clip_eps: float = 0.2,
     value_clip_eps: float = 0.2,
     value_weight: float = 0.1,
-):
+) -> state.Step:
     """A jitted `(state, (PPOBatch, key)) -> (state, metrics)`: all epochs of shuffled minibatches, state donated.
 
     Metrics are means over the minibatches, but `first_ratio_deviation`: max |π/π_old − 1| before the first update.
@@ -178,10 +192,8 @@ def make_ppo_step(
     @functools.partial(jax.jit, donate_argnums=0)
     def step(current: state.TrainState, batch_and_key: tuple[PPOBatch, Key[Array, ""]]):
         batch, key = batch_and_key
-        num = len(batch.advantages)
-        orders = jax.vmap(lambda k: jax.random.permutation(k, num))(jax.random.split(key, num_epochs))
-        minibatches = orders.reshape(num_epochs * num_minibatches, num // num_minibatches)
-        minibatch_step = lambda carry, index: state.update(carry, take(batch, index), loss, optimizer)
+        minibatches = minibatch_rows(key, len(batch.advantages), num_epochs, num_minibatches)
+        minibatch_step = lambda carry, rows: state.update(carry, take(batch, rows), loss, optimizer)
         current, metrics = jax.lax.scan(minibatch_step, current, minibatches)
         first = metrics.pop("max_ratio_deviation")[0]
         return current, jax.tree.map(jnp.mean, metrics) | {"first_ratio_deviation": first}
@@ -191,7 +203,7 @@ def make_ppo_step(
 
 def make_ppo_iteration(
     config: gpt2.GPT2Config,
-    ppo_step,
+    ppo_step: state.Step,
     ref_params: gpt2.Params,
     score: Callable[[Sequences], Float[ArrayLike, " B"]],
     *,
@@ -200,7 +212,7 @@ def make_ppo_iteration(
     kl_coef: float,
     gamma: float = 1.0,
     lambda_: float = 1.0,
-):
+) -> state.Step:
     """`(state, (prompts, prompt_mask, key)) -> (state, metrics)`: rollout, `score`, experience, then `ppo_step`.
 
     `score` may be any function of the sequences, on the device (a reward model) or on the host (text).

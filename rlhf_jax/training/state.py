@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int, Real
 
-Metrics = dict[str, Float[Array, ""]]
-Loss = Callable[[Any, Any], tuple[Float[Array, ""], Metrics]]
+Metrics = dict[str, Real[Array, ""]]
+Loss = Callable[[Any, Any], tuple[Real[Array, ""], Metrics]]
 Step = Callable[["TrainState", Any], tuple["TrainState", Metrics]]
 
 
@@ -33,7 +33,7 @@ def update(state: TrainState, batch: Any, loss: Loss, optimizer: optax.GradientT
     (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(state.params, batch)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     state = TrainState(optax.apply_updates(state.params, updates), opt_state, state.step + 1)
-    return state, metrics | {"loss": value, "grad_norm": optax.global_norm(gradient)}
+    return state, metrics | {"loss": value, "grad_norm": optax.tree.norm(gradient)}
 
 
 def make_step(loss: Loss, optimizer: optax.GradientTransformation) -> Step:
