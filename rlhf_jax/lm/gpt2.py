@@ -227,6 +227,7 @@ def init(key: Key[Array, ""], config: GPT2Config) -> Params:
     return _to_params(nnx.state(GPT2(config, rngs=nnx.Rngs(params=key))))
 
 
+@jax.jit
 def position_ids(mask: Bool[Array, "B T"]) -> Int[Array, "B T"]:
     """Number of real tokens before each token, so that padding on either side shifts nothing."""
     return jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
@@ -282,6 +283,7 @@ def unembed_matrix(params: Params) -> Float[Array, "V D"]:
     return params.get("lm_head", params["wte"])["weight"]
 
 
+@jax.jit
 def unembed(params: Params, states: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
     """Logits = states @ embedding^T."""
     return states @ unembed_matrix(params).T

@@ -5,6 +5,7 @@ import inspect
 import json
 import pathlib
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -105,13 +106,13 @@ def _to_params(config: gpt2.GPT2Config, stored: dict[str, jax.Array], folder: pa
     return treedef.unflatten(jnp.asarray(tensors[name], jnp.float32) for name in _named(gpt2.shapes(config)))
 
 
-def _named(params: gpt2.Params) -> dict[str, jax.Array]:
+def _named(params: gpt2.Params) -> dict[str, Any]:
     """Leaves by their name in a checkpoint, such as h.0.attn.c_attn.weight."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
-def _check(config: gpt2.GPT2Config, tensors: dict[str, jax.Array], where: str) -> None:
+def _check(config: gpt2.GPT2Config, tensors: dict[str, Any], where: str) -> None:
     expected = _named(gpt2.shapes(config))
     for kind, names in (
         ("missing", expected.keys() - tensors.keys()),
