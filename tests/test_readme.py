@@ -31,8 +31,8 @@ def test_the_quickstart_runs_as_written():
     assert [ast.unparse(node) for node in imports] == ["import jax", "from rlhf_jax import dpo"]
     scope = {}
     exec(code, scope)
-    log_probs, params, x, chosen = (scope[name] for name in ("log_probs", "params", "x", "chosen"))
-    assert jnp.mean(log_probs(params, x, chosen) > log_probs(params, x, 1 - chosen)) > 0.98
+    log_pi, params, x, chosen = (scope[name] for name in ("log_pi", "params", "x", "chosen"))
+    assert jnp.mean(log_pi(params, x, chosen) > log_pi(params, x, 1 - chosen)) > 0.98
     references = scope["batch"][3:]
     at_the_reference = scope["dpo"].dpo_loss(*references, *references, beta=0.1)
     assert jnp.allclose(at_the_reference, jnp.log(2))
