@@ -2,12 +2,16 @@
 
 import ast
 import importlib
+import itertools
 import pathlib
 import re
+import shlex
 import tomllib
 
 import jax.numpy as jnp
 import pytest
+
+from rlhf_jax import cli
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -42,6 +46,18 @@ def test_the_quickstart_runs_as_written():
 @pytest.mark.parametrize("heading", ["Run", "Test"])
 def test_one_command_stands_under_run_and_under_test(heading):
     assert re.findall(r"^    (.+)$", SECTIONS[heading], flags=re.MULTILINE) == [f"make {heading.lower()}"]
+
+
+@pytest.mark.parametrize("command", re.findall(r"^    rlhf-jax (.+)$", README, flags=re.MULTILINE))
+def test_a_command_exists_and_has_the_options_shown(command, capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
+    words = shlex.split(command)
+    name = itertools.takewhile(lambda word: not word.startswith("--"), words)
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*name, "--help"])
+    assert stop.value.code == 0
+    documented = set(re.findall(r"--[\w-]+", capsys.readouterr().out))
+    assert {word for word in words if word.startswith("--")} <= documented
 
 
 def test_every_link_leads_to_a_file():
