@@ -107,7 +107,7 @@ def _nucleus(weights, top_p):
     The set's smallest weight is found by bisection on its bits, which order non-negative floats as integers do: 30
     passes, where XLA's sort on a CPU costs ten times as much. Of equal weights there the first are kept.
     """
-    target = top_p * weights.sum(1, keepdims=True)
+    target = jnp.maximum(top_p * weights.sum(1, keepdims=True), 1e-30)
     total = lambda keep: jnp.where(keep, weights, 0).sum(1, keepdims=True)
     as_float = lambda bits: jax.lax.bitcast_convert_type(bits, jnp.float32)
 
@@ -118,7 +118,7 @@ def _nucleus(weights, top_p):
     least = as_float(jax.lax.fori_loop(0, 30, set_bit, jnp.zeros((len(weights), 1), jnp.int32)))
     above, equal = weights > least, weights == least
     rank = jnp.cumsum(equal, axis=1)
-    kept = above | (equal & (total(above) + (rank - 1) * least < target)) | (equal & (rank == 1) & (least == 1))
+    kept = above | (equal & (total(above) + (rank - 1) * least < target))
     return jnp.where(kept, weights, 0)
 
 
