@@ -21,21 +21,21 @@ from rlhf_jax.training import evaluation
 class Settings:
     """Sizes and hyperparameters of one run: lengths in tokens, rates of Adam, `kl_coef` in rewards a nat."""
 
-    num_pairs: int = 8000
+    num_pairs: int = 5000
     num_validation_pairs: int = 1000
     num_held_out: int = 512
     prompt_length: int = 8
     completion_length: int = 32
-    label_temperature: float = 0.35
+    label_temperature: float = 0.5
     reward_epochs: int = 1
     reward_batch: int = 64
     reward_rate: float = 1e-3
-    ppo_iterations: int = 30
+    ppo_iterations: int = 20
     ppo_batch: int = 128
     ppo_epochs: int = 2
     ppo_minibatches: int = 2
     ppo_rate: float = 5e-4
-    kl_coef: float = 0.05
+    kl_coef: float = 0.25
     gae_lambda: float = 1.0
     dpo_epochs: int = 1
     dpo_batch: int = 64
