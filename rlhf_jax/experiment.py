@@ -16,6 +16,7 @@ import optax
 from tqdm import tqdm
 
 from rlhf_jax import experiment_data, report
+from rlhf_jax.commands.options import ExperimentOptions
 from rlhf_jax.experiment_data import Data, Settings
 from rlhf_jax.lm import gpt2, tokenizer, weights
 from rlhf_jax.lm.sequences import Sequences, take
@@ -27,22 +28,6 @@ QUICK = dataclasses.replace(
     DEFAULT, num_pairs=2000, num_validation_pairs=500, num_held_out=256, ppo_iterations=10, num_path_points=3
 )
 HUMAN = {"num_held_out": 256, "prompt_length": 64, "completion_length": 64}
-
-
-@dataclasses.dataclass(frozen=True)
-class ExperimentOptions:
-    """What a person chooses; everything else is in `Settings`."""
-
-    quick: bool = False
-    """A smaller run, in about a quarter of the time."""
-    out: Path | None = None
-    """Folder for the results; runs/experiment-<date>-<time> by default."""
-    model: str = "bundled"
-    """The bundled GPT-2, a folder in Hugging Face's layout, or a hub name such as gpt2."""
-    preferences: Path | None = None
-    """Real choices (HH-RLHF or TRL form, .jsonl, .gz, .xz) in place of the simulated annotator."""
-    seed: int = 0
-    """Decides every random draw."""
 
 
 class Base(NamedTuple):

@@ -6,6 +6,8 @@ import pathlib
 import huggingface_hub
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
+from rlhf_jax.errors import UserError
+
 BUNDLED = pathlib.Path(__file__).parent.parent / "assets" / "base"
 
 FILES = [
@@ -19,7 +21,7 @@ FILES = [
 ]
 
 
-class ModelError(ValueError):
+class ModelError(UserError):
     """A model or tokenizer that cannot be loaded: one line that names the file and says what to do."""
 
 

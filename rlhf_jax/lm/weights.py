@@ -29,9 +29,7 @@ def load(name_or_folder: str | pathlib.Path) -> tuple[gpt2.GPT2Config, gpt2.Para
     Raises:
         ModelError: naming the file, and the tensor or field, that is missing, damaged, or not a GPT-2's.
     """
-    folder = folders.find(name_or_folder)
-    config = _read_config(folder / "config.json")
-    return config, _to_params(config, _read_tensors(folder), folder)
+    return _load(name_or_folder, gpt2.shapes)
 
 
 def save(folder: str | pathlib.Path, config: gpt2.GPT2Config, params: gpt2.Params) -> None:
@@ -40,14 +38,54 @@ def save(folder: str | pathlib.Path, config: gpt2.GPT2Config, params: gpt2.Param
     Raises:
         ModelError: if a parameter is missing, unexpected, or not of the configuration's shape.
     """
+    _save(folder, config, params, gpt2.shapes(config), {"architectures": ["GPT2LMHeadModel"]})
+
+
+def load_reward_model(name_or_folder: str | pathlib.Path) -> tuple[gpt2.GPT2Config, gpt2.Params]:
+    """As `load`, for a GPT2ForSequenceClassification with one label: the parameters hold `score.weight` [1, D] too.
+
+    Raises:
+        ModelError: as `load`.
+    """
+    return _load(name_or_folder, _reward_shapes)
+
+
+def save_reward_model(folder: str | pathlib.Path, config: gpt2.GPT2Config, params: gpt2.Params) -> None:
+    """As `save`, for parameters with a read-out `score.weight`; `load_reward_model` and transformers read the folder.
+
+    transformers reads the score before the first padding token: give it a padding id that no text holds.
+
+    Raises:
+        ModelError: as `save`.
+    """
+    header = {
+        "architectures": ["GPT2ForSequenceClassification"],
+        "id2label": {"0": "reward"},
+        "label2id": {"reward": 0},
+    }
+    _save(folder, config, params, _reward_shapes(config), header)
+
+
+def _reward_shapes(config: gpt2.GPT2Config) -> gpt2.Params:
+    return gpt2.shapes(config) | {"score": {"weight": jax.ShapeDtypeStruct((1, config.n_embd), jnp.float32)}}
+
+
+def _load(name_or_folder, shapes_of) -> tuple[gpt2.GPT2Config, gpt2.Params]:
+    folder = folders.find(name_or_folder)
+    config = _read_config(folder / "config.json")
+    return config, _to_params(config, shapes_of(config), _read_tensors(folder), folder)
+
+
+def _save(folder, config: gpt2.GPT2Config, params: gpt2.Params, shapes: gpt2.Params, header: dict[str, Any]) -> None:
     folder = pathlib.Path(folder)
     tensors = _named(params)
-    _check(config, tensors, "params")
+    _check(shapes, tensors, "params")
     folder.mkdir(parents=True, exist_ok=True)
-    stored = {name if name.startswith("lm_head") else f"transformer.{name}": leaf for name, leaf in tensors.items()}
+    prefix = lambda name: "" if name.startswith(("lm_head.", "score.")) else "transformer."
+    stored = {prefix(name) + name: leaf for name, leaf in tensors.items()}
     safetensors.flax.save_file(stored, folder / WEIGHTS, metadata={"format": "pt"})
-    header = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"}
-    (folder / "config.json").write_text(json.dumps(header | dataclasses.asdict(config), indent=2) + "\n")
+    header = header | {"model_type": "gpt2"} | dataclasses.asdict(config)
+    (folder / "config.json").write_text(json.dumps(header, indent=2) + "\n")
 
 
 def _read_config(path: pathlib.Path) -> gpt2.GPT2Config:
@@ -95,15 +133,17 @@ def _read_file(path: pathlib.Path) -> dict[str, jax.Array]:
         raise ModelError(f"{path} cannot be read, truncated or not safetensors: {error}") from None
 
 
-def _to_params(config: gpt2.GPT2Config, stored: dict[str, jax.Array], folder: pathlib.Path) -> gpt2.Params:
+def _to_params(
+    config: gpt2.GPT2Config, shapes: gpt2.Params, stored: dict[str, jax.Array], folder: pathlib.Path
+) -> gpt2.Params:
     tensors = {name.removeprefix("transformer."): tensor for name, tensor in stored.items()}
     ignored = {name for name in tensors if _BUFFERS.fullmatch(name)}
     if config.tie_word_embeddings:
         ignored.add("lm_head.weight")
     tensors = {name: tensor for name, tensor in tensors.items() if name not in ignored}
-    _check(config, tensors, str(folder))
-    treedef = jax.tree.structure(gpt2.shapes(config))
-    return treedef.unflatten(jnp.asarray(tensors[name], jnp.float32) for name in _named(gpt2.shapes(config)))
+    _check(shapes, tensors, str(folder))
+    treedef = jax.tree.structure(shapes)
+    return treedef.unflatten(jnp.asarray(tensors[name], jnp.float32) for name in _named(shapes))
 
 
 def _named(params: gpt2.Params) -> dict[str, Any]:
@@ -112,8 +152,8 @@ def _named(params: gpt2.Params) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
-def _check(config: gpt2.GPT2Config, tensors: dict[str, Any], where: str) -> None:
-    expected = _named(gpt2.shapes(config))
+def _check(shapes: gpt2.Params, tensors: dict[str, Any], where: str) -> None:
+    expected = _named(shapes)
     for kind, names in (
         ("missing", expected.keys() - tensors.keys()),
         ("unexpected", tensors.keys() - expected.keys()),

@@ -65,6 +65,28 @@ def read(path: str | os.PathLike) -> ReadReport:
     return ReadReport(preferences, dropped)
 
 
+def read_prompts(path: str | os.PathLike) -> list[str]:
+    """The different prompts of a file, in its order: of a .txt file the lines, of JSON lines the field "prompt".
+
+    Rows without that field are read as choices, and give what `read` takes for their prompt.
+
+    Raises:
+        PreferenceError: as `read`, or if there is no prompt.
+    """
+    as_text = Path(path).suffix == ".txt"
+    prompts: dict[str, None] = {}
+    for number, line in _lines(Path(path)):
+        try:
+            outcome = _decode(line).strip() if as_text else _prompt(line)
+        except PreferenceError as error:
+            raise PreferenceError(f"{path}:{number}: {error}") from None
+        if outcome is not None:
+            prompts[outcome] = None
+    if not prompts:
+        raise PreferenceError(f"{path}: no prompt; give one a line in a .txt file, or JSON lines with 'prompt'")
+    return list(prompts)
+
+
 def from_explicit_prompt(prompt: str, chosen: str, rejected: str) -> Preference | str:
     """A row of TRL's explicit form, as it stands; or the reason to drop it."""
     return EQUAL_TEXTS if chosen == rejected else Preference(prompt, chosen, rejected)
@@ -109,16 +131,36 @@ def _is_transcript(text: str) -> bool:
     return text.startswith(_HUMAN_TURN) and _ASSISTANT_TURN in text
 
 
-def _parse(line: bytes) -> Preference | str:
-    """The choice in one line, or the reason to drop it."""
+def _prompt(line: bytes) -> str | None:
+    """The prompt in one line; None for a choice that `read` drops."""
+    row = _object(line)
+    if "prompt" in row:
+        return _text(row, "prompt")
+    outcome = _parse(line)
+    return outcome.prompt if isinstance(outcome, Preference) else None
+
+
+def _decode(line: bytes) -> str:
     try:
-        row = json.loads(line.decode("utf-8-sig"))
+        return line.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise PreferenceError(f"not UTF-8 at byte {error.start + 1} of the line; save the file as UTF-8") from None
+
+
+def _object(line: bytes) -> dict:
+    text = _decode(line)
+    try:
+        row = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise PreferenceError(f"not valid JSON ({error}); give one object a line") from None
     if not isinstance(row, dict):
         raise PreferenceError(f"a JSON {_name(row)}; give one object a line with 'chosen' and 'rejected'")
+    return row
+
+
+def _parse(line: bytes) -> Preference | str:
+    """The choice in one line, or the reason to drop it."""
+    row = _object(line)
     chosen, rejected = _text(row, "chosen"), _text(row, "rejected")
     if "prompt" in row:
         return from_explicit_prompt(_text(row, "prompt"), chosen, rejected)

@@ -3,8 +3,10 @@
 import re
 from dataclasses import dataclass
 
+from rlhf_jax.errors import UserError
 
-class PreferenceError(ValueError):
+
+class PreferenceError(UserError):
     """Preference data that cannot be used: one line that says where, why and what to do."""
 
 

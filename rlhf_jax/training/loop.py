@@ -8,10 +8,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from rlhf_jax.errors import UserError
 from rlhf_jax.training import checkpoint, state
 
 
-class NonFiniteLoss(RuntimeError):
+class NonFiniteLoss(UserError):
     """A step's loss or gradient was NaN or infinite; the checkpoints on disk are older and sound."""
 
 

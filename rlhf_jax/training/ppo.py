@@ -49,7 +49,7 @@ def init(params: gpt2.Params) -> gpt2.Params:
     return jax.tree.map(jnp.array, params) | {"v_head": {"weight": weight, "bias": jnp.zeros((), weight.dtype)}}
 
 
-def state_values(params: gpt2.Params, states: Float[Array, "*B D"]) -> Float[Array, "*B"]:
+def state_values(params: gpt2.Params, states: Float[ArrayLike, "*B D"]) -> Float[Array, "*B"]:
     """V(s) = w · h(s) + b, in reward units."""
     return states @ params["v_head"]["weight"] + params["v_head"]["bias"]
 
@@ -102,8 +102,9 @@ def experience(
     mask = rolled.sequences.completion_mask
     rewards = token_rewards(rolled.log_probs, rolled.ref_log_probs, scores, mask, kl_coef)
     discounts = gamma * jnp.pad(mask[:, 1:], ((0, 0), (0, 1))).astype(rewards.dtype)
-    raw = jax.vmap(returns.gae, (0, 0, 0, None))(rewards, discounts, rolled.values, lambda_)
-    values = rolled.values[:, :-1]
+    all_values = jnp.where(jnp.pad(mask, ((0, 0), (0, 1))), rolled.values, 0)
+    raw = jax.vmap(returns.gae, (0, 0, 0, None))(rewards, discounts, all_values, lambda_)
+    values = all_values[:, :-1]
     batch = PPOBatch(rolled.sequences, rolled.log_probs, values, masking.masked_whiten(raw, mask), raw + values)
     lengths = mask.sum(1)
     return batch, {
@@ -153,9 +154,7 @@ def ppo_loss(
     return metrics["policy_loss"] + value_weight * metrics["value_loss"], metrics
 
 
-def minibatch_rows(
-    key: Key[Array, ""], num_rows: int, num_epochs: int, num_minibatches: int
-) -> Int[Array, "num_epochs*num_minibatches N"]:
+def minibatch_rows(key: Key[Array, ""], num_rows: int, num_epochs: int, num_minibatches: int) -> Int[Array, "M N"]:
     """Row numbers of every minibatch: each epoch is a new permutation, cut into `num_minibatches` equal parts.
 
     Raises:

@@ -1,0 +1,131 @@
+"""The program `rlhf-jax`: finds the command, reads its options, and turns bad input into one line.
+
+A traceback means a bug in the library. Commands are imported when they run, so that help needs no jax.
+"""
+
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlhf_jax.commands import options
+from rlhf_jax.errors import UserError
+
+ORIENTATION = """\
+rlhf-jax: reinforcement learning from human feedback, from first principles, in JAX
+
+  rlhf-jax experiment         the whole road on a small GPT-2: preferences, reward model, PPO, DPO, report
+  rlhf-jax train sft          fine-tune a GPT-2 on the chosen completions of a preference file
+  rlhf-jax train reward       train a reward model on its pairs
+  rlhf-jax train dpo          train a policy on its pairs directly
+  rlhf-jax train ppo          train a policy on its prompts, against a reward model or the bundled judge
+  rlhf-jax generate           write with a model
+  rlhf-jax evaluate           compare a model with a reference: gold utility, win rate, KL
+
+rlhf-jax COMMAND --help says what each option means. To see it work: rlhf-jax experiment --quick
+"""
+
+NEEDED = ("tyro", "flax", "optax", "orbax", "safetensors", "tokenizers", "huggingface_hub", "tqdm", "tensorboardX")
+
+
+def _experiment(given: options.ExperimentOptions) -> None:
+    from rlhf_jax import experiment
+
+    experiment.run(given)
+
+
+def _train_sft(given: options.SFTOptions) -> None:
+    from rlhf_jax.commands import train
+
+    train.train_sft(given)
+
+
+def _train_reward(given: options.RewardOptions) -> None:
+    from rlhf_jax.commands import train
+
+    train.train_reward(given)
+
+
+def _train_dpo(given: options.DPOOptions) -> None:
+    from rlhf_jax.commands import train
+
+    train.train_dpo(given)
+
+
+def _train_ppo(given: options.PPOOptions) -> None:
+    from rlhf_jax.commands import train
+
+    train.train_ppo(given)
+
+
+def _generate(given: options.GenerateOptions) -> None:
+    from rlhf_jax.commands import write
+
+    print("\n\n".join(write.generate_texts(given)))
+
+
+def _evaluate(given: options.EvaluateOptions) -> None:
+    from rlhf_jax.commands import write
+
+    print(write.describe(write.evaluate(given)))
+
+
+COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
+    "experiment": (options.ExperimentOptions, _experiment),
+    "train sft": (options.SFTOptions, _train_sft),
+    "train reward": (options.RewardOptions, _train_reward),
+    "train dpo": (options.DPOOptions, _train_dpo),
+    "train ppo": (options.PPOOptions, _train_ppo),
+    "generate": (options.GenerateOptions, _generate),
+    "evaluate": (options.EvaluateOptions, _evaluate),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status, 0 for success and 2 for input that cannot be used."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+        return _refuse(f'{", ".join(missing)} not installed: pip install "rlhf-jax[lm]"')
+    words = 2 if arguments[:1] == ["train"] else 1
+    name = " ".join(arguments[:words])
+    if name in ("", "train") or {"-h", "--help"}.intersection(arguments[:words]):
+        print(ORIENTATION, end="")
+        return 0
+    if name not in COMMANDS:
+        return _refuse(f"no command {name!r}: give one of {', '.join(COMMANDS)}")
+    _cache_compilations()
+    options_type, run = COMMANDS[name]
+    try:
+        run(_parse(options_type, f"rlhf-jax {name}", arguments[words:]))
+    except UserError as error:
+        return _refuse(str(error))
+    except OSError as error:
+        return _refuse(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except KeyboardInterrupt:
+        return _refuse("interrupted; a training run continues with --resume", status=130)
+    return 0
+
+
+def _parse(options_type: Any, program: str, arguments: list[str]) -> Any:
+    import tyro
+
+    return tyro.cli(
+        options_type, prog=program, args=arguments, config=(tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)
+    )
+
+
+def _cache_compilations() -> None:
+    """Let jax, not yet imported, keep compiled programs for the next start, unless it is told where already."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rlhf_jax"
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+
+
+def _refuse(message: str, status: int = 2) -> int:
+    print(f"rlhf-jax: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,138 @@
+"""What each command can be told. No jax here, so that --help answers at once.
+
+The docstrings are the help texts.
+"""
+
+import dataclasses
+from pathlib import Path
+
+
+@dataclasses.dataclass(frozen=True)
+class ExperimentOptions:
+    """The whole road: preferences, a reward model, PPO and DPO, judged on openings held out from everything."""
+
+    quick: bool = False
+    """A smaller run, in about a quarter of the time."""
+    out: Path | None = None
+    """Folder for the results; runs/experiment-<date>-<time> by default."""
+    model: str = "bundled"
+    """The bundled GPT-2, a folder in Hugging Face's layout, or a hub name such as gpt2."""
+    preferences: Path | None = None
+    """Real choices (HH-RLHF or TRL form, .jsonl, .gz, .xz) in place of the simulated annotator."""
+    seed: int = 0
+    """Decides every random draw."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """What every trainer is told. Each step is one AdamW update with warm-up and clipped gradients."""
+
+    data: Path
+    """Preferences, .jsonl or .jsonl.gz or .jsonl.xz, in TRL's or HH-RLHF's form."""
+    out: Path
+    """The run's folder: config.json, metrics.jsonl, TensorBoard events, checkpoints/ and model/."""
+    model: str = "bundled"
+    """The GPT-2 to start from: "bundled", a folder in Hugging Face's layout, or a hub name such as gpt2."""
+    steps: int = 200
+    """Number of steps in all; a resumed run may be given more."""
+    batch_size: int = 32
+    """Rows a step; every pass over the data takes them in a new order."""
+    learning_rate: float = 3e-4
+    """AdamW's, after the warm-up; suits the bundled model, gpt2 wants about 1e-5."""
+    warmup_steps: int = 10
+    """Steps in which the learning rate rises from 0."""
+    prompt_length: int = 64
+    """Tokens kept of a prompt: a longer one keeps its end."""
+    completion_length: int = 64
+    """Tokens of a completion, its end-of-text token included: a longer one keeps its beginning."""
+    checkpoint_every: int = 100
+    """Steps from one checkpoint to the next; the last step makes one in any case."""
+    resume: bool = False
+    """Continue the run in --out from its newest checkpoint, with the same settings."""
+    seed: int = 0
+    """Decides every random draw."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SFTOptions(TrainOptions):
+    """Supervised fine-tuning: maximum likelihood of the chosen completions given their prompts."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RewardOptions(TrainOptions):
+    """A reward model: Bradley-Terry on the pairs, read out at the last token. For train ppo --reward."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DPOOptions(TrainOptions):
+    """Direct preference optimisation on the pairs; the reference is the model it starts from."""
+
+    beta: float = 0.1
+    """Weight of the KL to the reference; larger stays closer to it."""
+    label_smoothing: float = 0.0
+    """Share of the choices taken to be wrong, below 0.5."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PPOOptions(TrainOptions):
+    """PPO on the file's prompts, with a KL penalty to the model it starts from. A step is one iteration:
+    sample a batch, score it, then --num-epochs passes over it in --num-minibatches parts."""
+
+    batch_size: int = 128
+    """Prompts, and completions sampled, a step."""
+    reward: str = "gold"
+    """Who scores the completions: "gold", the bundled judge of film reviews, or the model/ folder of train reward."""
+    kl_coef: float = 0.05
+    """Penalty a nat of log pi/pi_ref, token by token, in units of the score."""
+    num_epochs: int = 2
+    """Passes over each batch of completions."""
+    num_minibatches: int = 2
+    """Updates a pass."""
+    gae_lambda: float = 1.0
+    """Generalised advantage estimation: 0 trusts the value head, 1 the returns."""
+    clip_eps: float = 0.2
+    """How far the probability ratio may move from 1 before its gradient is clipped."""
+    value_weight: float = 0.1
+    """Weight of the value head's loss."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GenerateOptions:
+    """Continue prompts; prints each prompt with its continuation."""
+
+    prompt: tuple[str, ...]
+    """One text or several."""
+    model: str = "bundled"
+    """"bundled", a folder in Hugging Face's layout, or a hub name such as gpt2."""
+    max_new_tokens: int = 64
+    """Tokens to write at most; the end-of-text token ends a continuation earlier."""
+    temperature: float = 1.0
+    """Logits are divided by it; 0 always takes the likeliest token."""
+    top_k: int = 0
+    """Draw from this many likeliest tokens; 0 draws from all."""
+    top_p: float = 1.0
+    """Draw from the fewest likeliest tokens whose probability reaches this; 1 draws from all."""
+    seed: int = 0
+    """Decides every random draw."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """Compare a model with a reference on one completion a prompt: gold utility, win rate, KL."""
+
+    prompts: Path
+    """One prompt a line (.txt), or JSON lines with a field "prompt" or in a form of preferences (.jsonl, .gz, .xz)."""
+    model: str
+    """The model to judge: a folder in Hugging Face's layout, "bundled", or a hub name."""
+    reference: str = "bundled"
+    """The model to compare it with; it must have the same tokenizer."""
+    limit: int = 512
+    """Read at most this many different prompts."""
+    prompt_length: int = 64
+    """Tokens kept of a prompt: a longer one keeps its end."""
+    max_new_tokens: int = 32
+    """Tokens of a completion at most."""
+    out: Path | None = None
+    """A file for the numbers, as JSON."""
+    seed: int = 0
+    """Decides every random draw."""

@@ -1,0 +1,233 @@
+"""The trainers from files to a folder: `rlhf-jax train`, and the same as functions."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from rlhf_jax.commands import models
+from rlhf_jax.commands.models import Model
+from rlhf_jax.commands.options import DPOOptions, PPOOptions, RewardOptions, SFTOptions, TrainOptions
+from rlhf_jax.errors import UserError
+from rlhf_jax.lm.sequences import take
+from rlhf_jax.preferences import readers
+from rlhf_jax.preferences.pairs import Pairs, encode_pairs, encode_prompts
+from rlhf_jax.training import checkpoint, dpo, evaluation, loop, ppo, reward, sft, state
+from rlhf_jax.training.metrics import RunFolder
+
+
+def train_sft(options: SFTOptions) -> Path:
+    """Maximum likelihood of the chosen completions; returns the trained model's folder."""
+    run, model = _begin(options)
+    chosen = _read_pairs(options, model).chosen
+    optimizer = _optimizer(options)
+    trained = _fit(
+        options,
+        run,
+        sft.make_sft_step(model.config, optimizer),
+        state.create(model.params, optimizer),
+        lambda number: take(chosen, _rows(options, len(chosen.prompts), number)),
+        shown=("loss",),
+    )
+    models.save(run.model, model, trained)
+    return _done(run)
+
+
+def train_reward(options: RewardOptions) -> Path:
+    """Bradley-Terry on the pairs; returns the reward model's folder."""
+    run, model = _begin(options)
+    pairs = _read_pairs(options, model)
+    optimizer = _optimizer(options)
+    trained = _fit(
+        options,
+        run,
+        reward.make_reward_step(model.config, optimizer),
+        state.create(reward.init(jax.random.key(options.seed), model.params), optimizer),
+        lambda number: take(pairs, _rows(options, len(pairs.chosen.prompts), number)),
+        shown=("loss", "accuracy"),
+    )
+    models.save_reward_model(run.model, model, trained)
+    return _done(run)
+
+
+def train_dpo(options: DPOOptions) -> Path:
+    """DPO on the pairs, away from the model it starts from; returns the trained model's folder."""
+    run, model = _begin(options)
+    pairs = _read_pairs(options, model)
+    batch = dpo.with_reference(model.config, model.params, pairs, batch_size=options.batch_size)
+    optimizer = _optimizer(options)
+    coefficients = {"beta": options.beta, "label_smoothing": options.label_smoothing}
+
+    def check(number: int, metrics: dict[str, float]) -> None:
+        if number == 0:
+            dpo.check_first_loss(metrics["loss"])
+
+    trained = _fit(
+        options,
+        run,
+        dpo.make_dpo_step(model.config, optimizer, **coefficients),
+        state.create(model.params, optimizer),
+        lambda number: take(batch, _rows(options, len(pairs.chosen.prompts), number)),
+        shown=("loss", "accuracy", "margin"),
+        check=check,
+    )
+    models.save(run.model, model, trained)
+    return _done(run)
+
+
+def train_ppo(options: PPOOptions) -> Path:
+    """PPO on the file's prompts against a judge; returns the trained model's folder."""
+    if options.batch_size % options.num_minibatches:
+        raise UserError(
+            f"--batch-size {options.batch_size} is no multiple of --num-minibatches {options.num_minibatches}"
+        )
+    run, model = _begin(options)
+    texts = readers.read_prompts(options.data)
+    _check_enough(options, len(texts))
+    prompts = encode_prompts(model.tokenizer, texts, options.prompt_length, model.eos_id)
+    key = jax.random.key(options.seed)
+    optimizer = _optimizer(options)
+    iteration = ppo.make_ppo_iteration(
+        model.config,
+        ppo.make_ppo_step(
+            model.config,
+            optimizer,
+            num_epochs=options.num_epochs,
+            num_minibatches=options.num_minibatches,
+            clip_eps=options.clip_eps,
+            value_weight=options.value_weight,
+        ),
+        model.params,
+        _score(options, model, prompts),
+        max_new_tokens=options.completion_length,
+        eos_id=model.eos_id,
+        kl_coef=options.kl_coef,
+        lambda_=options.gae_lambda,
+    )
+
+    def batch_at(number: int):
+        return *take(prompts, _rows(options, len(texts), number)), jax.random.fold_in(key, number)
+
+    trained = _fit(
+        options,
+        run,
+        iteration,
+        state.create(ppo.init(model.params), optimizer),
+        batch_at,
+        shown=("score", "kl", "entropy"),
+        check=lambda number, metrics: ppo.check_first_ratio(metrics["first_ratio_deviation"]),
+    )
+    models.save(run.model, model, trained)
+    return _done(run)
+
+
+def _begin(options: TrainOptions) -> tuple[RunFolder, Model]:
+    """The run's folder, still unwritten, and the model, after every check that needs no data."""
+    for name in ("steps", "batch_size", "prompt_length", "completion_length"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(options, name)}")
+    values = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
+    free = ("out", "resume", "steps", "checkpoint_every")
+    settings = {"method": type(options).__name__.removesuffix("Options").lower()}
+    settings |= {name: value for name, value in values.items() if name not in free}
+    run = RunFolder(options.out, settings, resume=options.resume)
+    model = models.load(options.model)
+    models.check_context(
+        model, options.prompt_length, options.completion_length, "--prompt-length + --completion-length"
+    )
+    return run, model
+
+
+def _read_pairs(options: TrainOptions, model: Model) -> Pairs:
+    """The file's pairs as ids, after saying how many there are and what was left out or cut."""
+    report = readers.read(options.data)
+    pairs, cut = encode_pairs(
+        model.tokenizer,
+        report.preferences,
+        prompt_length=options.prompt_length,
+        completion_length=options.completion_length,
+        eos_id=model.eos_id,
+    )
+    num = len(pairs.chosen.prompts)
+    dropped = [f"{count} dropped: {reason}" for reason, count in report.dropped.items() if count]
+    if num < len(report.preferences):
+        dropped.append(f"{len(report.preferences) - num} dropped: equal once cut")
+    print("; ".join([f"{options.data}: {num} pairs, {cut:.0%} of them cut", *dropped]), flush=True)
+    _check_enough(options, num)
+    return pairs
+
+
+def _check_enough(options: TrainOptions, num_rows: int) -> None:
+    if num_rows < options.batch_size:
+        raise UserError(f"{options.data}: {num_rows} rows cannot fill a batch: lower --batch-size {options.batch_size}")
+
+
+def _rows(options: TrainOptions, num_rows: int, number: int) -> np.ndarray:
+    return loop.shuffled_rows(num_rows, options.batch_size, number, options.seed)
+
+
+def _optimizer(options: TrainOptions) -> optax.GradientTransformation:
+    rate = optax.warmup_constant_schedule(0.0, options.learning_rate, options.warmup_steps)
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate))
+
+
+def _score(options: PPOOptions, model: Model, prompts: tuple[np.ndarray, np.ndarray]) -> evaluation.Score:
+    """The judge: gold as it is, a reward model standardised on samples of the model that PPO starts from."""
+    if options.reward == "gold":
+        return evaluation.gold_score(model.tokenizer)
+    judge = models.load_reward_model(options.reward, model)
+    models.check_context(
+        judge, options.prompt_length, options.completion_length, "--prompt-length + --completion-length"
+    )
+    samples = evaluation.sample(
+        model.config,
+        model.params,
+        *take(prompts, slice(0, 256)),
+        jax.random.fold_in(jax.random.key(options.seed), options.steps),
+        max_new_tokens=options.completion_length,
+        eos_id=model.eos_id,
+        batch_size=options.batch_size,
+    )
+    raw = evaluation.reward_score(judge.config, judge.params)
+    scores = evaluation.in_score_batches(raw, samples, batch_size=options.batch_size)
+    return evaluation.reward_score(judge.config, judge.params, mean=float(scores.mean()), std=float(scores.std()))
+
+
+def _fit(
+    options: TrainOptions,
+    run: RunFolder,
+    step: state.Step,
+    current: state.TrainState,
+    batch_at: Callable[[int], Any],
+    *,
+    shown: Sequence[str],
+    check: Callable[[int, dict[str, float]], None] = lambda number, metrics: None,
+) -> Any:
+    """The parameters after all steps, from the newest checkpoint if the run is resumed."""
+    if run.start:
+        current = checkpoint.restore(run.checkpoints, current)
+    with run.recording(options.steps, shown) as record:
+
+        def check_and_record(number: int, metrics: dict[str, float]) -> None:
+            check(number, metrics)
+            record(number, metrics)
+
+        current = loop.fit(
+            step,
+            current,
+            batch_at,
+            options.steps,
+            start=run.start,
+            record=check_and_record,
+            checkpoints=run.checkpoints,
+            checkpoint_every=options.checkpoint_every,
+        )
+    return current.params
+
+
+def _done(run: RunFolder) -> Path:
+    print(f"the trained model is in {run.model}", flush=True)
+    return run.model

@@ -1,0 +1,106 @@
+import functools
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from rlhf_jax import numpy_loops
+from rlhf_jax.lm.sequences import sequence_log_probs, take
+from rlhf_jax.preferences.pairs import Pairs
+from rlhf_jax.training import dpo, state
+
+
+@pytest.fixture(scope="module")
+def pairs(draw_sequences):
+    return Pairs(draw_sequences(6, 5), draw_sequences(7, 5))
+
+
+@pytest.fixture(scope="module")
+def batch(config, params, pairs):
+    return dpo.with_reference(config, params, pairs, batch_size=5)
+
+
+@pytest.fixture(scope="module")
+def perturbed(params):
+    """Another policy than the reference."""
+    rng = np.random.default_rng(8)
+    return jax.tree.map(lambda leaf: leaf + 0.05 * rng.normal(size=leaf.shape).astype(np.float32), params)
+
+
+@pytest.fixture(scope="module")
+def value_and_grad(config):
+    return jax.jit(jax.value_and_grad(functools.partial(dpo.dpo_batch_loss, config=config), has_aux=True))
+
+
+def test_reference_log_probs_are_those_of_each_row_scored_alone(config, params, pairs, unpadded_log_probs):
+    """Five rows in batches of two: the last batch is filled up, and what fills it is dropped."""
+    batch = dpo.with_reference(config, params, pairs, batch_size=2)
+    for scored, sequences in (
+        (batch.ref_chosen_log_probs, pairs.chosen),
+        (batch.ref_rejected_log_probs, pairs.rejected),
+    ):
+        expected = [tokens.sum() for tokens in unpadded_log_probs(params, sequences)]
+        np.testing.assert_allclose(scored, expected, rtol=2e-5)
+
+
+@pytest.mark.parametrize(("beta", "label_smoothing"), [(0.1, 0.0), (0.1, 0.2), (5.0, 0.0), (5.0, 0.2)])
+def test_policy_equal_to_reference_costs_ln_2(value_and_grad, params, batch, beta, label_smoothing):
+    (loss, metrics), _ = value_and_grad(params, batch, beta=beta, label_smoothing=label_smoothing)
+    dpo.check_first_loss(float(loss))
+    np.testing.assert_allclose(metrics["margin"], 0, atol=1e-4 * beta)
+
+
+def test_the_first_gradient_is_minus_half_beta_times_that_of_the_log_ratio(config, value_and_grad, params, batch):
+    """∇L = −(β/2) mean ∇[log π(y⁺|x) − log π(y⁻|x)]: it raises the chosen string as much as it lowers the other."""
+
+    def lead(params):
+        chosen, rejected = (sequence_log_probs(config, params, each) for each in batch.pairs)
+        return (chosen - rejected).mean()
+
+    _, gradient = value_and_grad(params, batch, beta=0.3, label_smoothing=0.0)
+    expected = jax.jit(jax.grad(lead))(params)
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, -0.15 * other, atol=3e-5), gradient, expected)
+
+
+def test_loss_and_metrics_are_those_of_the_log_ratios(value_and_grad, perturbed, batch, unpadded_log_probs):
+    (loss, metrics), _ = value_and_grad(perturbed, batch, beta=0.3, label_smoothing=0.1)
+    chosen, rejected = (
+        np.array([tokens.sum() for tokens in unpadded_log_probs(perturbed, each)]) for each in batch.pairs
+    )
+    refs = batch.ref_chosen_log_probs, batch.ref_rejected_log_probs
+    losses = [numpy_loops.dpo_loss(*row, 0.3, 0.1) for row in zip(chosen, rejected, *refs, strict=True)]
+    rewards = 0.3 * (chosen - refs[0]), 0.3 * (rejected - refs[1])
+    expected = {
+        "chosen_reward": rewards[0].mean(),
+        "rejected_reward": rewards[1].mean(),
+        "margin": (rewards[0] - rewards[1]).mean(),
+        "accuracy": np.mean(rewards[0] > rewards[1]),
+        "chosen_log_prob": chosen.mean(),
+        "rejected_log_prob": rejected.mean(),
+    }
+    np.testing.assert_allclose(loss, np.mean(losses), rtol=1e-4)
+    assert set(metrics) == set(expected)
+    for name, value in expected.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=2e-4, err_msg=name)
+
+
+def test_the_first_loss_check_refuses_a_policy_that_is_not_the_reference(value_and_grad, perturbed, batch):
+    (loss, _), _ = value_and_grad(perturbed, batch, beta=0.3, label_smoothing=0.0)
+    with pytest.raises(RuntimeError, match="the policy differs from its reference"):
+        dpo.check_first_loss(float(loss))
+    with pytest.raises(RuntimeError, match="nan"):
+        dpo.check_first_loss(float("nan"))
+
+
+def test_steps_prefer_the_chosen_texts(config, params, batch):
+    optimizer = optax.adam(3e-3)
+    step, current = dpo.make_dpo_step(config, optimizer, beta=0.5), state.create(params, optimizer)
+    for number in range(25):
+        current, metrics = step(current, take(batch, np.arange(5)))
+        if number == 0:
+            dpo.check_first_loss(float(metrics["loss"]))
+    assert metrics["accuracy"] == 1
+    assert metrics["loss"] < 0.2
+    assert metrics["chosen_reward"] > metrics["rejected_reward"]
+    assert step._cache_size() == 1
