@@ -96,6 +96,7 @@ def rollout(key: Key[Array, ""], mdp: MDP, policy: Float[ArrayLike, "S A"], num_
 
 def _lower_edges(probs):
     """The interval [edge, next edge) of [0, 1) that draws each entry; impossible entries get none."""
+    probs = jnp.asarray(probs, jnp.promote_types(jnp.result_type(probs), jnp.float32))
     return jnp.where(probs > 0, jnp.cumsum(probs, axis=-1) - probs, jnp.inf)
 
 

@@ -52,7 +52,7 @@ def reinforce_loss(
     `advantages` may be any estimate whose mean is right: the return, rewards-to-go (times γ^t for the discounted J),
     either of them minus a baseline that depends on the state alone, or GAE. No gradient flows into `advantages`.
 
-    Reference: Williams (1992), "Simple Statistical Gradient-Following Algorithms", section 2.
+    Reference: Williams (1992), "Simple Statistical Gradient-Following Algorithms", sections 4 and 5.
     """
     check_same_shape(log_probs=log_probs, advantages=advantages)
     return -log_probs * jax.lax.stop_gradient(advantages)

@@ -3,7 +3,7 @@
 `discounts` is a scalar or `[T]`: d_t = γ, or 0 where step t terminates. Truncation is not termination: a
 trajectory that was merely cut off keeps d_{T−1} = γ and bootstraps from `values[T]`. `values` has T + 1 entries.
 Gradients flow into every argument: stop them at the call where a target must not move. Sums run in float32 or
-wider and come back in the arguments' dtype.
+wider and come back in the arguments' dtype. Lengths that do not fit one trajectory raise a ValueError at trace time.
 """
 
 import functools
@@ -17,9 +17,13 @@ from rlhf_jax._typing import Scalar
 
 @jax.jit
 def discounted_return(rewards: Float[ArrayLike, " T"], gamma: Scalar) -> Float[Array, ""]:
-    """Return of a trajectory: R(τ) = Σ_t γ^t r_t."""
+    """Return of a trajectory: R(τ) = Σ_t γ^t r_t.
+
+    Raises:
+        ValueError: if `gamma` is not one number: `rewards_to_go` takes a discount per step.
+    """
     if jnp.ndim(gamma) != 0:
-        raise ValueError(f"gamma is one number, got shape {jnp.shape(gamma)}: rewards_to_go takes a discount per step")
+        raise ValueError(f"gamma must be one number, got shape {jnp.shape(gamma)}")
     dtype, rewards, discounts = _aligned(rewards, gamma)
     return jnp.sum(rewards * discounts ** jnp.arange(rewards.size)).astype(dtype)
 
@@ -70,7 +74,7 @@ def lambda_returns(
 
     λ = 0 is the TD(0) target, λ = 1 Monte Carlo bootstrapped by v_T.
 
-    Reference: Sutton & Barto (2018), equation 12.20, with a discount per step.
+    Reference: Sutton & Barto (2018), section 12.8, where discounts vary by step.
     """
     dtype, rewards, discounts, values = _aligned(rewards, discounts, values)
     terms = rewards + discounts * (1 - lambda_) * values[1:]

@@ -174,5 +174,8 @@ def test_rollout_shapes_dtypes_and_one_compilation_per_length():
     assert mdps.rollout._cache_size() == before + 1
     gradient = jax.grad(lambda reward: mdps.rollout(jax.random.key(0), mdp._replace(reward=reward), POLICY, 7)[2].sum())
     assert gradient(mdp.reward).sum() == 7
+    rounded = jnp.asarray(POLICY, jnp.bfloat16)
+    low, high = (mdps.rollout(jax.random.key(0), mdp, p, 7) for p in (rounded, rounded.astype(jnp.float32)))
+    np.testing.assert_array_equal(low.actions, high.actions)
     with jax.enable_x64(True):
         assert mdps.rollout(jax.random.key(0), small_mdp(), POLICY, 3).rewards.dtype == jnp.float64

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,15 +41,22 @@ def test_bandit_by_hand():
     np.testing.assert_array_equal(policy_gradient.policy_gradient(bandit, np.zeros((1, 2)), 0), [[0, 0]])
 
 
+@functools.partial(jax.jit, static_argnums=2)
+def derivatives(world, logits, num_steps):
+    return (
+        policy_gradient.policy_gradient(world, logits, num_steps),
+        jax.grad(objective, 1)(world, logits, num_steps),
+        jax.jacobian(policy_gradient.policy_gradient, 1)(world, logits, num_steps),
+        jax.hessian(objective, 1)(world, logits, num_steps),
+    )
+
+
 @pytest.mark.parametrize(("num_steps", "gamma"), [(None, 0.9), (None, 0.0), (0, 0.9), (1, 0.9), (6, 0.9), (6, 1.0)])
 def test_the_theorem_is_the_gradient_of_the_objective_and_its_jacobian_the_hessian(num_steps, gamma):
     with jax.enable_x64(True):
-        mdp_, logits = world(gamma), jnp.array(LOGITS)
-        exact = policy_gradient.policy_gradient(mdp_, logits, num_steps)
-        np.testing.assert_allclose(exact, jax.grad(objective, 1)(mdp_, logits, num_steps), rtol=1e-10, atol=1e-13)
+        exact, gradient, jacobian, hessian = derivatives(world(gamma), jnp.array(LOGITS), num_steps)
+        np.testing.assert_allclose(exact, gradient, rtol=1e-10, atol=1e-13)
         np.testing.assert_allclose(exact.sum(axis=1), 0, atol=1e-12)
-        jacobian = jax.jacobian(policy_gradient.policy_gradient, 1)(mdp_, logits, num_steps)
-        hessian = jax.hessian(objective, 1)(mdp_, logits, num_steps)
         np.testing.assert_allclose(jacobian, hessian, rtol=1e-9, atol=1e-12)
 
 
@@ -71,12 +80,11 @@ def test_reinforce_is_unbiased_and_a_baseline_only_lowers_its_variance():
     with jax.enable_x64(True):
         mdp_, logits, num_steps = world(), jnp.array(LOGITS), 3
         paths, probs, to_go, gradients = enumerated(mdp_, logits, num_steps)
-        whole_return = jnp.broadcast_to(to_go.sum(axis=1, keepdims=True) * 0, to_go.shape)
-        whole_return += (paths.rewards @ mdp_.gamma ** jnp.arange(num_steps))[:, None]
+        discounts = mdp_.gamma ** jnp.arange(num_steps)
+        whole_return = jnp.broadcast_to((paths.rewards @ discounts)[:, None], to_go.shape)
         policy = jax.nn.softmax(logits)
         steps_left = jnp.stack([values.state_values(mdp_, policy, num_steps - t) for t in range(num_steps)])
-        discounted = mdp_.gamma ** jnp.arange(num_steps)
-        baseline = discounted * jnp.take_along_axis(steps_left.T, paths.states[:, :-1], axis=0)
+        baseline = discounts * steps_left[jnp.arange(num_steps), paths.states[:, :-1]]
 
         exact, variances = policy_gradient.policy_gradient(mdp_, logits, num_steps), []
         for advantages in (whole_return, to_go, to_go - baseline):
@@ -116,7 +124,7 @@ def test_impossible_actions_get_no_gradient_and_no_nan():
         gradient = policy_gradient.policy_gradient(world(), logits, num_steps)
         assert jnp.isfinite(gradient).all()
         assert (gradient[1] == 0).all()
-        jacobian = jax.jacobian(policy_gradient.policy_gradient, 1)(world(), logits, num_steps)
+        _, _, jacobian, _ = derivatives(world(), logits, num_steps)
         assert jnp.isfinite(jacobian).all()
 
 
