@@ -17,6 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from rlhf_jax._typing import Scalar
+
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 YELLOW, BLUE, VERMILLION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
 GREY, PALE = "#8C8C8C", "#D9D9D9"
@@ -67,7 +69,7 @@ def subplots(rows: int = 1, columns: int = 1, *, width: float = 7.2, height: flo
     return figure, figure.subplots(rows, columns, **options)
 
 
-def label(axes: Axes, x: float, y: float, text: str, color: str, **options) -> None:
+def label(axes: Axes, x: Scalar, y: Scalar, text: str, color: str, **options) -> None:
     """Write a curve's name beside it in the curve's colour, at the point (x, y) of the data."""
     axes.annotate(
         text, (x, y), **{"xytext": (5, 0), "textcoords": "offset points", "va": "center"} | options, color=color

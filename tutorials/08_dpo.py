@@ -292,8 +292,8 @@ assert np.isclose(gaps["smoothed, ε = 0.1"][-1], np.log(9), atol=1e-4)
 # "good good". (Start at equal logits; a reference that is equal too cancels, so we use the short form.)
 #
 # The two strings differ in one word, so DPO raises "film" and lowers "good". Then
-# $\pi(\text{good film}) = p_\text{good}\, p_\text{film}$ falls, and the mass goes to "film film", which nobody was shown.
-# In closed form, $\log \pi(\text{good film}) = -2 \ln(1 + 2 \cosh \frac{h}{2})$.
+# $\pi(\text{good film}) = p_\text{good}\, p_\text{film}$ falls, and the mass goes to "film film", which nobody was
+# shown. In closed form, $\log \pi(\text{good film}) = -2 \ln(1 + 2 \cosh \frac{h}{2})$.
 
 # %%
 watched = jnp.array([strings.index(name) for name in ("good film", "good good", "film film")])
@@ -323,7 +323,7 @@ with plots.style():
     left.plot((np.exp(line / 2) + line / 2 - 1) * 2, line, **plots.EXACT)
     left.axhline(np.log(9), **plots.EXACT)
     left.set(xscale="log", xlim=(0.1, 2000), ylim=(0, 14.5), title="A choice that never varies: no bound")
-    left.set(xlabel="training time (steps × step size)", ylabel="gap h between chosen and rejected (nats)")
+    left.set(xlabel="training time (steps × step size)", ylabel="gap h, chosen over rejected (nats)")
     left.legend(loc="upper left")
     steps, colors = np.arange(200), [plots.DPO, plots.VERMILLION, plots.PURPLE]
     names = ["chosen:\ngood film", "rejected:\ngood good", "never shown:\nfilm film"]
@@ -333,10 +333,8 @@ with plots.style():
     right.plot(steps, exact_chosen, **plots.EXACT, label="exact")
     right.plot(steps, word_losses, color=plots.GREY)
     plots.label(right, 200, word_losses[-1], "DPO loss", plots.GREY, xytext=(5, 8))
-    right.set(
-        xlabel="steps of size 0.1", ylabel="log-probability, loss (nats)", xlim=(-5, 285), xticks=range(0, 201, 50)
-    )
-    right.set(title="Shared parameters: the chosen string falls")
+    right.set(xlabel="steps of size 0.1", ylabel="log-probability, loss (nats)", xticks=range(0, 201, 50))
+    right.set(xlim=(-5, 285), title="Shared parameters: the chosen string falls")
     right.legend(loc="lower left")
 plots.save(figure, "08_dpo_pitfalls")
 
