@@ -174,3 +174,27 @@ def test_real_hh_rlhf_files_load(name, rows, equal, different):
     assert dropped["empty completion"] == 0
     assert all(preference.prompt.endswith("\n\nAssistant:") for preference in preferences)
     assert all(preference.prompt.startswith("\n\nHuman:") for preference in preferences)
+
+
+def test_prompts_are_read_from_lines_of_text_fields_and_choices_each_once(tmp_path):
+    text = tmp_path / "a.txt"
+    text.write_bytes("\ufeffThe sky is\n\n  Über \r\nThe sky is\n".encode())
+    assert readers.read_prompts(text) == ["The sky is", "Über"]
+    rows = ({"prompt": " A"}, EXPLICIT, IMPLICIT, TRANSCRIPTS, {"chosen": "same", "rejected": "same"})
+    assert readers.read_prompts(write(tmp_path / "a.jsonl", *rows)) == [" A", SKY.prompt, WHY.prompt]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.jsonl", b'{"prompt": "x"}\n{"prompt": 3}', "a.jsonl:2: 'prompt' is a JSON number"),
+        ("a.jsonl", b'{"text": "x"}', "a.jsonl:1: no field 'chosen'"),
+        ("a.txt", b"x\n\xff", "a.txt:2: not UTF-8 at byte 1"),
+        ("a.txt", b"\n \n", "a.txt: no prompt"),
+        ("a.jsonl", b'{"chosen": "same", "rejected": "same"}', "a.jsonl: no prompt"),
+    ],
+)
+def test_prompts_that_cannot_be_read_are_refused(tmp_path, name, content, said):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(PreferenceError, match=said):
+        readers.read_prompts(tmp_path / name)

@@ -1,4 +1,5 @@
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 
+from rlhf_jax.lm import weights
 from rlhf_jax.lm.sequences import Sequences
 from rlhf_jax.preferences.pairs import Pairs
 from rlhf_jax.training import reward, state
@@ -78,3 +80,19 @@ def test_training_separates_texts_with_a_token_from_texts_without(config, reward
     assert np.mean(np.asarray(chosen) > np.asarray(rejected)) > 0.95
     assert set(metrics) == {"loss", "grad_norm", "accuracy", "margin"}
     assert step._cache_size() == 1
+
+
+def test_a_reward_models_folder_holds_its_read_out_and_is_told_from_a_language_model(
+    tmp_path, config, params, reward_params
+):
+    weights.save_reward_model(tmp_path / "judge", config, reward_params)
+    loaded_config, loaded = weights.load_reward_model(tmp_path / "judge")
+    assert loaded_config == config
+    jax.tree.map(np.testing.assert_array_equal, loaded, reward_params)
+    stored = json.loads((tmp_path / "judge" / "config.json").read_text())
+    assert stored["architectures"] == ["GPT2ForSequenceClassification"]
+    assert len(stored["id2label"]) == 1
+    with pytest.raises(weights.ModelError, match=r"tensor score.weight unexpected"):
+        weights.load(tmp_path / "judge")
+    with pytest.raises(weights.ModelError, match=r"tensor score.weight missing"):
+        weights.save_reward_model(tmp_path / "other", config, params)
