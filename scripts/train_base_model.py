@@ -1,14 +1,16 @@
 """Train the bundled base model, a small GPT-2, on IMDB reviews with this library's own SFT step.
 
     python scripts/train_base_model.py train                                      # constant rate; stop it at will
-    python scripts/train_base_model.py train --decay-steps 2000 --length 256      # let the rate fall to 0, and end
+    python scripts/train_base_model.py train --decay-steps 2000 --length 255      # let the rate fall to 0, and end
     python scripts/train_base_model.py export                                     # rlhf_jax/assets/base, loss curve
 
 Each call of `train` resumes from the newest checkpoint of the run. Needs the data folder that scripts/imdb.py names.
 """
 
+import collections
 import functools
 import json
+import re
 import time
 from pathlib import Path
 
@@ -186,9 +188,14 @@ def evaluate(run: Path = Path("runs/base"), num_reviews: int = 1000) -> None:
     """Nats per UTF-8 byte of the newest checkpoint on held-out reviews."""
     tokenizer, _ = prepare(run)
     params, step = latest(run)
-    _, held_out = imdb.language_model_texts()
-    chosen = [held_out[i] for i in np.random.default_rng(0).permutation(len(held_out))[:num_reviews]]
-    print(f"update {step}: {nats_per_byte(params, tokenizer, chosen):.4f} nats per byte on {num_reviews} test reviews")
+    reviews = held_out_reviews(num_reviews)
+    print(f"update {step}: {nats_per_byte(params, tokenizer, reviews):.4f} nats per byte on {num_reviews} test reviews")
+
+
+def held_out_reviews(num: int) -> list[str]:
+    """Some of the test reviews, the same at every call."""
+    _, texts = imdb.language_model_texts()
+    return [texts[i] for i in np.random.default_rng(0).permutation(len(texts))[:num]]
 
 
 def loss_curve(run: Path) -> list[dict]:
@@ -216,6 +223,33 @@ def draw(run: Path, bytes_per_token: float, final: float) -> None:
         plots.save(figure, "base_model_training", Path(__file__).resolve().parents[1] / "figures")
 
 
+def sample(params: gpt2.Params, tokenizer: Tokenizer, num: int, temperature: float) -> list[str]:
+    """Reviews that the model writes from its start token, 120 tokens at most."""
+    start = np.zeros((num, 1), np.int32)
+    new = generate(
+        CONFIG, params, start, start == 0, jax.random.key(0), max_new_tokens=120, temperature=temperature, eos_id=0
+    )
+    return [tokenizer.decode(row[mask]) for row, mask in zip(*map(np.array, new[:2]), strict=True)]
+
+
+def known_words() -> set[str]:
+    """The words that stand at least three times in the training texts, in lower case."""
+    texts, _ = imdb.language_model_texts()
+    counts = collections.Counter(word for text in texts for word in words(text))
+    return {word for word, count in counts.items() if count >= 3}
+
+
+def words(text: str) -> list[str]:
+    """Runs of letters in lower case."""
+    return re.findall(r"[^\W\d_]+", text.lower())
+
+
+def real_word_share(texts: list[str], known: set[str]) -> float:
+    """Share of all words that are known; the last word of a text is left out, since it may be cut off."""
+    found = [word for text in texts for word in words(text)[:-1]]
+    return sum(word in known for word in found) / len(found)
+
+
 def export(run: Path = Path("runs/base")) -> None:
     """Write rlhf_jax/assets/base (float16 weights, tokenizer, numbers, ten samples) and the loss curve."""
     folder = Path(__file__).resolve().parents[1] / "rlhf_jax" / "assets" / "base"
@@ -224,13 +258,12 @@ def export(run: Path = Path("runs/base")) -> None:
     weights.save(folder, CONFIG, jax.tree.map(lambda leaf: leaf.astype(jnp.float16), params))
     tokenizer.save(str(folder / "tokenizer.json"))
     stored = weights.load(folder)[1]
-    _, held_out = imdb.language_model_texts()
+    held_out = held_out_reviews(2000)
     bits = nats_per_byte(stored, tokenizer, held_out)
-    encoded = tokenizer.encode_batch(held_out[:1000])
-    bytes_per_token = sum(len(text.encode()) for text in held_out[:1000]) / sum(len(e.ids) for e in encoded)
-    start = np.zeros((10, 1), np.int32)
-    new = generate(CONFIG, stored, start, start == 0, jax.random.key(0), max_new_tokens=120, eos_id=0)
-    samples = [tokenizer.decode(row[mask]) for row, mask in zip(np.array(new.tokens), np.array(new.mask), strict=True)]
+    encoded = tokenizer.encode_batch(held_out)
+    bytes_per_token = sum(len(text.encode()) for text in held_out) / sum(len(e.ids) for e in encoded)
+    samples = sample(stored, tokenizer, 10, temperature=0.7)
+    known = known_words()
     blocks = sum(leaf.size for leaf in jax.tree.leaves((params["h"], params["ln_f"])))
     facts = {
         "nats_per_byte": round(bits, 4),
@@ -239,6 +272,9 @@ def export(run: Path = Path("runs/base")) -> None:
         "updates": step,
         "training_tokens": step * 4096,
         "epochs": round(step * 4096 / len(stream), 2),
+        "real_word_share_at_temperature_1": round(real_word_share(sample(stored, tokenizer, 256, 1.0), known), 3),
+        "real_word_share_at_temperature_0.7": round(real_word_share(sample(stored, tokenizer, 256, 0.7), known), 3),
+        "real_word_share_of_held_out_reviews": round(real_word_share(held_out, known), 3),
         "parameters_outside_embeddings": blocks,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
     }
