@@ -40,7 +40,7 @@ class TrainOptions:
     learning_rate: float = 3e-4
     """AdamW's, after the warm-up; suits the bundled model, gpt2 wants about 1e-5."""
     warmup_steps: int = 10
-    """Steps in which the learning rate rises from 0."""
+    """Updates over which the learning rate rises to its value."""
     prompt_length: int = 64
     """Tokens kept of a prompt: a longer one keeps its end."""
     completion_length: int = 64

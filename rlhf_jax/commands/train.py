@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -155,7 +156,8 @@ def _read_pairs(options: TrainOptions, model: Model) -> Pairs:
     dropped = [f"{count} dropped: {reason}" for reason, count in report.dropped.items() if count]
     if num < len(report.preferences):
         dropped.append(f"{len(report.preferences) - num} dropped: equal once cut")
-    print("; ".join([f"{options.data}: {num} pairs, {cut:.0%} of them cut", *dropped]), flush=True)
+    lengths = f"{options.prompt_length} + {options.completion_length} tokens"
+    print("; ".join([f"{options.data}: {num} pairs, {cut:.0%} cut to {lengths}", *dropped]), flush=True)
     _check_enough(options, num)
     return pairs
 
@@ -170,7 +172,9 @@ def _rows(options: TrainOptions, num_rows: int, number: int) -> np.ndarray:
 
 
 def _optimizer(options: TrainOptions) -> optax.GradientTransformation:
-    rate = optax.warmup_constant_schedule(0.0, options.learning_rate, options.warmup_steps)
+    def rate(update):
+        return options.learning_rate * jnp.minimum(1.0, (update + 1) / max(1, options.warmup_steps))
+
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate))
 
 
@@ -209,11 +213,13 @@ def _fit(
     """The parameters after all steps, from the newest checkpoint if the run is resumed."""
     if run.start:
         current = checkpoint.restore(run.checkpoints, current)
+    last: dict[str, float] = {}
     with run.recording(options.steps, shown) as record:
 
         def check_and_record(number: int, metrics: dict[str, float]) -> None:
             check(number, metrics)
             record(number, metrics)
+            last.update(metrics)
 
         current = loop.fit(
             step,
@@ -225,6 +231,9 @@ def _fit(
             checkpoints=run.checkpoints,
             checkpoint_every=options.checkpoint_every,
         )
+    print(
+        f"after {options.steps} steps: " + ", ".join(f"{name} {last[name]:.4g}" for name in shown if last), flush=True
+    )
     return current.params
 
 

@@ -97,13 +97,12 @@ def experience(
     """Token rewards, GAE and value targets of a rollout; advantages are whitened over the batch's real tokens.
 
     An episode terminates at its last real token, be that the end of the text or the length limit: the score is of
-    what was written, and nothing follows it.
+    what was written, and every later state is worth 0 and gives no reward.
     """
     mask = rolled.sequences.completion_mask
     rewards = token_rewards(rolled.log_probs, rolled.ref_log_probs, scores, mask, kl_coef)
-    discounts = gamma * jnp.pad(mask[:, 1:], ((0, 0), (0, 1))).astype(rewards.dtype)
     all_values = jnp.where(jnp.pad(mask, ((0, 0), (0, 1))), rolled.values, 0)
-    raw = jax.vmap(returns.gae, (0, 0, 0, None))(rewards, discounts, all_values, lambda_)
+    raw = jax.vmap(returns.gae, (0, None, 0, None))(rewards, gamma, all_values, lambda_)
     values = all_values[:, :-1]
     batch = PPOBatch(rolled.sequences, rolled.log_probs, values, masking.masked_whiten(raw, mask), raw + values)
     lengths = mask.sum(1)
