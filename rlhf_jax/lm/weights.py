@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import safetensors
 import safetensors.flax
 
@@ -143,7 +144,7 @@ def _to_params(
     tensors = {name: tensor for name, tensor in tensors.items() if name not in ignored}
     _check(shapes, tensors, str(folder))
     treedef = jax.tree.structure(shapes)
-    return treedef.unflatten(jnp.asarray(tensors[name], jnp.float32) for name in _named(shapes))
+    return treedef.unflatten(jnp.asarray(np.asarray(tensors[name], np.float32)) for name in _named(shapes))
 
 
 def _named(params: gpt2.Params) -> dict[str, Any]:

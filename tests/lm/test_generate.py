@@ -77,12 +77,9 @@ def test_changing_temperature_top_p_or_the_end_of_text_does_not_recompile():
     assert sampling._generate._cache_size() == before
 
 
-def test_equal_keys_give_equal_samples_and_rows_differ():
-    prompts, mask = np.full((64, 1), 3), np.ones((64, 1), bool)
-    draw = lambda seed: generate(TINY, PARAMS, prompts, mask, jax.random.key(seed), max_new_tokens=2).tokens
-    assert (draw(0) == draw(0)).all()
-    assert (draw(0) != draw(1)).any()
-    assert len(np.unique(draw(0), axis=0)) > 3
+def test_equal_keys_give_equal_samples():
+    assert (tiny(KEY).tokens == tiny(KEY).tokens).all()
+    assert (tiny(KEY).tokens != tiny(jax.random.key(1)).tokens).any()
 
 
 def test_it_vmaps_over_keys_and_stacked_parameters():
