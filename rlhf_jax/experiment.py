@@ -152,18 +152,20 @@ def train_ppo(base: Base, data: Data, score: evaluation.Score, measure, settings
     prompts, mask = data.pairs.chosen[:2]
     updates = settings.ppo_iterations * settings.ppo_epochs * settings.ppo_minibatches
     optimizer = adam(settings.ppo_rate, updates)
-    iteration = ppo.make_ppo_iteration(
-        base.config,
-        ppo.make_ppo_step(
+    iteration = ppo.make_adaptive_ppo_iteration(
+        kl_target=settings.kl_target,
+        kl_gain=settings.kl_gain,
+        config=base.config,
+        ppo_step=ppo.make_ppo_step(
             base.config, optimizer, num_epochs=settings.ppo_epochs, num_minibatches=settings.ppo_minibatches
         ),
-        base.params,
-        score,
+        ref_params=base.params,
+        score=score,
         max_new_tokens=settings.completion_length,
         eos_id=base.config.eos_token_id,
-        kl_coef=settings.kl_coef,
         lambda_=settings.gae_lambda,
     )
+    start = ppo.AdaptiveState(*state.create(ppo.init(base.params), optimizer), jnp.float32(settings.kl_coef))
 
     def batch_at(number: int):
         rows = loop.shuffled_rows(len(prompts), settings.ppo_batch, number, seed=2)
@@ -172,7 +174,7 @@ def train_ppo(base: Base, data: Data, score: evaluation.Score, measure, settings
     return _tune(
         "ppo",
         iteration,
-        state.create(ppo.init(base.params), optimizer),
+        start,
         batch_at,
         settings.ppo_iterations,
         measure,

@@ -35,11 +35,13 @@ class Settings:
     ppo_epochs: int = 2
     ppo_minibatches: int = 2
     ppo_rate: float = 5e-4
-    kl_coef: float = 0.25
+    kl_coef: float = 0.15
+    kl_target: float = 8.0
+    kl_gain: float = 0.5
     gae_lambda: float = 1.0
     dpo_epochs: int = 1
     dpo_batch: int = 64
-    dpo_rate: float = 5e-4
+    dpo_rate: float = 3e-4
     dpo_beta: float = 0.1
     num_path_points: int = 6
     num_path_prompts: int = 256

@@ -92,8 +92,9 @@ def train_ppo(options: PPOOptions) -> Path:
     key = jax.random.key(options.seed)
     optimizer = _optimizer(options)
     iteration = ppo.make_ppo_iteration(
-        model.config,
-        ppo.make_ppo_step(
+        kl_coef=options.kl_coef,
+        config=model.config,
+        ppo_step=ppo.make_ppo_step(
             model.config,
             optimizer,
             num_epochs=options.num_epochs,
@@ -101,11 +102,10 @@ def train_ppo(options: PPOOptions) -> Path:
             clip_eps=options.clip_eps,
             value_weight=options.value_weight,
         ),
-        model.params,
-        _score(options, model, prompts),
+        ref_params=model.params,
+        score=_score(options, model, prompts),
         max_new_tokens=options.completion_length,
         eos_id=model.eos_id,
-        kl_coef=options.kl_coef,
         lambda_=options.gae_lambda,
     )
 

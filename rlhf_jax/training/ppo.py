@@ -199,39 +199,61 @@ def make_ppo_step(
     return step
 
 
-def make_ppo_iteration(
+def iterate(
+    current: state.TrainState,
+    batch: tuple[Int[ArrayLike, "B P"], Bool[ArrayLike, "B P"], Key[Array, ""]],
+    kl_coef: Scalar,
+    *,
     config: gpt2.GPT2Config,
     ppo_step: state.Step,
     ref_params: gpt2.Params,
     score: Callable[[Sequences], Float[ArrayLike, " B"]],
-    *,
     max_new_tokens: int,
     eos_id: int | None,
-    kl_coef: float,
     gamma: float = 1.0,
     lambda_: float = 1.0,
-) -> state.Step:
-    """`(state, (prompts, prompt_mask, key)) -> (state, metrics)`: rollout, `score`, experience, then `ppo_step`.
+) -> tuple[state.TrainState, state.Metrics]:
+    """One iteration on the batch (prompts, prompt_mask, key): rollout, `score`, experience, then `ppo_step`.
 
     `score` may be any function of the sequences, on the device (a reward model) or on the host (text).
     """
+    prompts, prompt_mask, key = batch
+    sample_key, shuffle_key = jax.random.split(key)
+    lengths = {"max_new_tokens": max_new_tokens, "eos_id": eos_id}
+    rolled = rollout(config, current.params, ref_params, prompts, prompt_mask, sample_key, **lengths)
+    ready, measured = experience(rolled, score(rolled.sequences), kl_coef=kl_coef, gamma=gamma, lambda_=lambda_)
+    current, metrics = ppo_step(current, (ready, shuffle_key))
+    return current, measured | metrics
 
-    def iteration(current: state.TrainState, batch):
-        prompts, prompt_mask, key = batch
-        sample_key, shuffle_key = jax.random.split(key)
-        rolled = rollout(
-            config,
-            current.params,
-            ref_params,
-            prompts,
-            prompt_mask,
-            sample_key,
-            max_new_tokens=max_new_tokens,
-            eos_id=eos_id,
-        )
-        ready, measured = experience(rolled, score(rolled.sequences), kl_coef=kl_coef, gamma=gamma, lambda_=lambda_)
-        current, metrics = ppo_step(current, (ready, shuffle_key))
-        return current, measured | metrics
+
+def make_ppo_iteration(*, kl_coef: float, **settings) -> state.Step:
+    """`(state, (prompts, prompt_mask, key)) -> (state, metrics)`: `iterate` with its settings and a fixed β."""
+    return lambda current, batch: iterate(current, batch, kl_coef, **settings)
+
+
+class AdaptiveState(NamedTuple):
+    """A `TrainState` with the KL coefficient β of its next iteration, in rewards a nat."""
+
+    params: gpt2.Params
+    opt_state: optax.OptState
+    step: Int[Array, ""]
+    kl_coef: Float[Array, ""]
+
+
+def make_adaptive_ppo_iteration(*, kl_target: float, kl_gain: float, **settings) -> state.Step:
+    """`(AdaptiveState, (prompts, prompt_mask, key)) -> (AdaptiveState, metrics)`: β follows the KL it allowed.
+
+    β ← β (1 + gain · clip(KL / target − 1, −0.2, 0.2)) after each iteration, KL in nats a completion, so that runs
+    with weak and with strong reward models end at about the same distance from the reference.
+
+    Reference: Ziegler et al. (2019), section 2.2.
+    """
+
+    def iteration(current: AdaptiveState, batch):
+        *train_state, kl_coef = current
+        updated, metrics = iterate(state.TrainState(*train_state), batch, kl_coef, **settings)
+        following = kl.adaptive_kl_coefficient(kl_coef, metrics["kl"], target=kl_target, gain=kl_gain)
+        return AdaptiveState(*updated, following), metrics | {"kl_coef": kl_coef}
 
     return iteration
 

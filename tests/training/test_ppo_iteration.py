@@ -41,9 +41,8 @@ def test_reward_for_a_token_makes_it_frequent_and_the_value_head_learns(config, 
     optimizer = optax.adam(1e-2)
     step = ppo.make_ppo_step(config, optimizer, num_epochs=2, num_minibatches=2)
     score = lambda sequences: ((sequences.completions == 3) & sequences.completion_mask).sum(1).astype(jnp.float32)
-    iteration = ppo.make_ppo_iteration(
-        config, step, params, score, max_new_tokens=LENGTH, eos_id=0, kl_coef=0.02, lambda_=0.95
-    )
+    settings = {"ref_params": params, "score": score, "max_new_tokens": LENGTH, "eos_id": 0, "lambda_": 0.95}
+    iteration = ppo.make_ppo_iteration(kl_coef=0.02, config=config, ppo_step=step, **settings)
     current, history = state.create(ppo.init(params), optimizer), []
     for key in jax.random.split(jax.random.key(5), 12):
         current, metrics = iteration(current, (*prompts, key))
@@ -57,3 +56,24 @@ def test_reward_for_a_token_makes_it_frequent_and_the_value_head_learns(config, 
     assert max(metrics["explained_variance"] for metrics in history) > 0.2
     assert step._cache_size() == 1
     assert not params["wte"]["weight"].is_deleted()
+
+
+@pytest.mark.parametrize(("target", "factor"), [(1e-3, 1.1), (1e6, 0.9)])
+def test_the_coefficient_follows_the_kl_that_it_allowed(config, params, prompts, target, factor):
+    """A policy far above the target makes it grow by gain · 0.2, one far below shrink by as much."""
+    optimizer = optax.sgd(0.0)
+    iteration = ppo.make_adaptive_ppo_iteration(
+        kl_target=target,
+        kl_gain=0.5,
+        config=config,
+        ppo_step=ppo.make_ppo_step(config, optimizer, num_epochs=1, num_minibatches=1),
+        ref_params=jax.tree.map(lambda leaf: 0.5 * leaf, params),
+        score=lambda sequences: jnp.zeros(len(sequences.prompts)),
+        max_new_tokens=LENGTH,
+        eos_id=0,
+    )
+    start = ppo.AdaptiveState(*state.create(ppo.init(params), optimizer), jnp.float32(0.3))
+    current, metrics = iteration(start, (*prompts, jax.random.key(0)))
+    assert metrics["kl"] > 1e-2
+    np.testing.assert_allclose(metrics["kl_coef"], 0.3, rtol=1e-6)
+    np.testing.assert_allclose(current.kl_coef, 0.3 * factor, rtol=1e-6)
