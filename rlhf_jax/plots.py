@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import matplotlib
 import matplotlib.style
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -74,13 +73,6 @@ def label(axes: Axes, x: Scalar, y: Scalar, text: str, color: str, **options) ->
     axes.annotate(
         text, (x, y), **{"xytext": (5, 0), "textcoords": "offset points", "va": "center"} | options, color=color
     )
-
-
-def band(axes: Axes, x, runs, color: str, **options) -> None:
-    """The mean over runs [R, M] and the range from the smallest to the largest run, shaded."""
-    runs = np.asarray(runs)
-    axes.fill_between(x, runs.min(0), runs.max(0), color=color, alpha=0.2, linewidth=0)
-    axes.plot(x, runs.mean(0), color=color, **options)
 
 
 def save(figure: Figure, name: str, folder: str | Path | None = None) -> Saved:

@@ -121,7 +121,7 @@ assert (scores < best).all()
 # $L^\text{DPO} = \log \sigma\big(f(y^+|x) - f(y^-|x)\big)$ with $f = \log \pi$. No reward appears in either.
 
 # %%
-chosen, rejected = strings.index("good film"), strings.index("bad film")
+chosen, rejected = strings.index("good film"), strings.index("film bad")
 pair = optimum[chosen], optimum[rejected]
 ref_pair = ref_log_probs[chosen], ref_log_probs[rejected]
 by_loop = numpy_loops.dpo_loss(*pair, *ref_pair, beta=beta)
@@ -257,6 +257,8 @@ plots.save(figure, "08_dpo_optimum")
 # share $\varepsilon$ of the choices to be mistakes, and $\beta h$ stops at $\ln \frac{1 - \varepsilon}{\varepsilon}$.
 
 # %%
+rejected = strings.index("bad film")
+ref_pair = ref_log_probs[chosen], ref_log_probs[rejected]
 certain_losses = {
     "no reference": lambda lp: dpo.dpo_loss(lp[chosen], lp[rejected]),
     "reference, β = 0.5": lambda lp: dpo.dpo_loss(lp[chosen], lp[rejected], *ref_pair, beta=0.5),
@@ -307,8 +309,7 @@ seen = jax.vmap(word_policy)(word_path)[:, watched]
 assert (np.diff(word_losses) < 0).all(), "the loss improves at every step"
 assert (np.diff(seen[:, 0]) < 1e-6).all(), "and at every step the chosen string becomes rarer"
 assert np.exp(seen[-1, 2]) > 0.5, "the mass went to a string that nobody compared"
-gap = seen[:, 0] - seen[:, 1]
-exact_chosen = -2 * np.log(1 + 2 * np.cosh(gap / 2))
+exact_chosen = -2 * np.log(1 + 2 * np.cosh((seen[:, 0] - seen[:, 1]) / 2))
 assert np.allclose(seen[:, 0], exact_chosen, atol=1e-4)
 
 # %%
