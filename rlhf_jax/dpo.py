@@ -40,7 +40,7 @@ def dpo_loss(
     −(1 − ε) log σ(β h) − ε log σ(−β h).
 
     At π = π_ref it is ln 2 and its gradient −β/2 for the chosen string, +β/2 for the rejected one (ε = 0); its
-    minimum is at β h = ln((1 − ε)/ε).
+    minimum is at β h = ln((1 − ε)/ε). With ε = 0 an impossible rejected string (log-probability −inf) costs 0.
 
     Args:
         beta: β, the weight of the KL to the reference that the optimum obeys; 0.1 to 0.5 with a reference.
@@ -49,7 +49,8 @@ def dpo_loss(
     Reference: Rafailov et al. (2023), equation 7; ε is Mitchell (2023), "A note on DPO with noisy preferences".
     """
     logits = beta * _log_ratio_gap(chosen_log_probs, rejected_log_probs, ref_chosen_log_probs, ref_rejected_log_probs)
-    return -(1 - label_smoothing) * jax.nn.log_sigmoid(logits) - label_smoothing * jax.nn.log_sigmoid(-logits)
+    flipped = jnp.where(label_smoothing == 0, 0, label_smoothing * jax.nn.log_sigmoid(-logits))
+    return -(1 - label_smoothing) * jax.nn.log_sigmoid(logits) - flipped
 
 
 @jax.jit

@@ -84,6 +84,12 @@ def test_the_gradient_at_huge_log_ratios_is_its_limit():
     np.testing.assert_allclose(dpo.dpo_loss(-1e5, 0.0, beta=0.1), 1e4, rtol=1e-6)
 
 
+def test_an_impossible_rejected_string_costs_nothing():
+    loss, slope = jax.value_and_grad(dpo.dpo_loss)(-3.0, -np.inf)
+    assert loss == 0
+    assert slope == 0
+
+
 def test_swapping_the_pair_costs_the_margin():
     """log σ(z) − log σ(−z) = z."""
     chosen, rejected, ref_chosen, ref_rejected = HALF
