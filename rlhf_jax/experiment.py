@@ -25,7 +25,14 @@ from rlhf_jax.training import dpo, evaluation, loop, ppo, reward, state
 
 DEFAULT = Settings()
 QUICK = dataclasses.replace(
-    DEFAULT, num_pairs=2000, num_validation_pairs=500, num_held_out=256, ppo_iterations=10, num_path_points=3
+    DEFAULT,
+    num_pairs=2000,
+    num_validation_pairs=400,
+    num_held_out=256,
+    ppo_iterations=10,
+    kl_coef=0.1,
+    num_path_points=2,
+    num_path_prompts=128,
 )
 HUMAN = {"num_held_out": 256, "prompt_length": 64, "completion_length": 64}
 

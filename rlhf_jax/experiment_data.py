@@ -21,28 +21,28 @@ from rlhf_jax.training import evaluation
 class Settings:
     """Sizes and hyperparameters of one run: lengths in tokens, rates of Adam, `kl_coef` in rewards a nat."""
 
-    num_pairs: int = 5000
+    num_pairs: int = 6000
     num_validation_pairs: int = 1000
     num_held_out: int = 512
     prompt_length: int = 8
     completion_length: int = 32
     label_temperature: float = 0.5
     reward_epochs: int = 1
-    reward_batch: int = 64
+    reward_batch: int = 32
     reward_rate: float = 1e-3
-    ppo_iterations: int = 20
+    ppo_iterations: int = 25
     ppo_batch: int = 128
     ppo_epochs: int = 2
     ppo_minibatches: int = 2
-    ppo_rate: float = 5e-4
-    kl_coef: float = 0.15
-    kl_target: float = 8.0
-    kl_gain: float = 0.5
+    ppo_rate: float = 4e-4
+    kl_coef: float = 0.2
+    kl_target: float = 9.0
+    kl_gain: float = 0.25
     gae_lambda: float = 1.0
     dpo_epochs: int = 1
     dpo_batch: int = 64
-    dpo_rate: float = 3e-4
-    dpo_beta: float = 0.1
+    dpo_rate: float = 4e-4
+    dpo_beta: float = 0.125
     num_path_points: int = 6
     num_path_prompts: int = 256
 
