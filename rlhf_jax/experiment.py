@@ -26,10 +26,10 @@ from rlhf_jax.training import dpo, evaluation, loop, ppo, reward, state
 DEFAULT = Settings()
 QUICK = dataclasses.replace(
     DEFAULT,
-    num_pairs=2000,
-    num_validation_pairs=400,
+    num_pairs=1500,
+    num_validation_pairs=300,
     num_held_out=256,
-    ppo_iterations=10,
+    ppo_iterations=8,
     kl_coef=0.1,
     num_path_points=2,
     num_path_prompts=128,

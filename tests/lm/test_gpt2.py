@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.lm import gpt2, weights
+from rlhf_jax.lm import gpt2, transformer, weights
 
 GOLDEN = sorted(path.parent for path in pathlib.Path(__file__).parents[1].glob("golden/gpt2/*/expected.npz"))
 TINY = gpt2.GPT2Config(vocab_size=13, n_positions=12, n_embd=8, n_layer=2, n_head=2)
@@ -144,7 +144,7 @@ def test_dropout_acts_only_with_a_key():
 
 
 def test_dropout_keeps_the_mean():
-    kept = gpt2._dropout(jnp.ones(40_000), 0.2, jax.random.key(0))
+    kept = transformer.dropout(jnp.ones(40_000), 0.2, jax.random.key(0))
     assert set(np.unique(kept).tolist()) == {0.0, 1.25}
     assert abs(kept.mean() - 1) < 0.01
 
