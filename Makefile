@@ -9,7 +9,7 @@ run: $(INSTALLED)
 	$(BIN)/rlhf-jax experiment
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
