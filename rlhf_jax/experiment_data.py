@@ -13,7 +13,7 @@ from rlhf_jax.lm import gpt2, tokenizer, weights
 from rlhf_jax.lm.sequences import Sequences, pad_left, take
 from rlhf_jax.preferences import annotators, readers
 from rlhf_jax.preferences.pairs import Pairs, encode_pairs, encode_prompts
-from rlhf_jax.preferences.schema import Preference
+from rlhf_jax.preferences.schema import Preference, PreferenceError
 from rlhf_jax.training import evaluation
 
 
@@ -127,8 +127,7 @@ def human(config: gpt2.GPT2Config, encoder: Tokenizer, settings: Settings, seed:
     There is no gold annotator then: the judge is a reward model of the third part, a proxy.
 
     Raises:
-        PreferenceError: if the file cannot be read.
-        ValueError: if it holds too few comparisons to train on.
+        PreferenceError: if the file cannot be read or holds too few comparisons.
     """
     read = readers.read(path)
     by_prompt: dict[str, list[Preference]] = {}
@@ -147,6 +146,12 @@ def human(config: gpt2.GPT2Config, encoder: Tokenizer, settings: Settings, seed:
         )
         for part in parts
     )
+    needed = max(settings.reward_batch, settings.ppo_batch, settings.dpo_batch)
+    if min(len(part.chosen.prompts) for part in (pairs, judge_pairs)) < needed:
+        raise PreferenceError(
+            f"{path}: {len(read.preferences)} comparisons are too few: PPO and DPO learn from one half, the judge from "
+            f"the other, and each half needs {needed} beside the held-out ones"
+        )
     held_out = encode_prompts(encoder, parts[0], settings.prompt_length, config.eos_token_id)
     facts = {
         "source": path.name,

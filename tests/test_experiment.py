@@ -10,6 +10,7 @@ import pytest
 from rlhf_jax import experiment, experiment_data
 from rlhf_jax.lm import tokenizer, weights
 from rlhf_jax.lm.sequences import join
+from rlhf_jax.preferences.schema import PreferenceError
 from rlhf_jax.training import evaluation
 
 TOY = dataclasses.replace(
@@ -148,3 +149,10 @@ def test_human_choices_are_split_by_prompt_and_judged_by_a_proxy(base, toy_run, 
     data = experiment_data.human(base.config, tokenizer.load("bundled"), TOY, 1, file)
     parts = [rows(part.chosen.prompts) for part in (data.pairs, data.judge_pairs, data.validation)]
     assert sum(map(len, parts)) == len(set.union(*parts)) == 160
+
+
+def test_a_file_with_too_few_choices_says_how_many_are_needed(base, tmp_path):
+    file = tmp_path / "few.jsonl"
+    file.write_text("".join(json.dumps({"prompt": f"{n}", "chosen": " a", "rejected": " b"}) + "\n" for n in range(8)))
+    with pytest.raises(PreferenceError, match=r"8 comparisons are too few.*needs 32"):
+        experiment_data.human(base.config, tokenizer.load("bundled"), TOY, 0, file)

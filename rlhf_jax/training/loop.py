@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -11,14 +11,16 @@ import numpy as np
 from rlhf_jax.errors import UserError
 from rlhf_jax.training import checkpoint, state
 
+State = TypeVar("State")
+
 
 class NonFiniteLoss(UserError):
     """A step's loss or gradient was NaN or infinite; the checkpoints on disk are older and sound."""
 
 
 def fit(
-    step: state.Step,
-    current: state.TrainState,
+    step: Callable[[State, Any], tuple[State, state.Metrics]],
+    current: State,
     batch_at: Callable[[int], Any],
     num_steps: int,
     *,
@@ -26,7 +28,7 @@ def fit(
     record: Callable[[int, dict[str, float]], None],
     checkpoints: Path | None = None,
     checkpoint_every: int = 0,
-) -> state.TrainState:
+) -> State:
     """Run steps start … num_steps − 1 on `batch_at(step)`, handing each step's metrics to `record`.
 
     Data and randomness are functions of the step number, so a run continued from a checkpoint sees what an
