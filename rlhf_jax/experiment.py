@@ -66,7 +66,7 @@ def run(options: ExperimentOptions) -> dict[str, Any]:
         settings = dataclasses.replace(settings, **HUMAN)
     keys = dict(enumerate(jax.random.split(jax.random.key(options.seed), 6)))
     seconds: dict[str, float] = {}
-    gflops = matmul_gflops()
+    gflops = report.matmul_gflops()
 
     with _stage("model", seconds):
         base = Base(*weights.load(options.model))
@@ -272,19 +272,6 @@ def adam(rate: float, steps: int) -> optax.GradientTransformation:
         [warmup],
     )
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule, b2=0.99))
-
-
-def matmul_gflops(size: int = 1024, rounds: int = 10) -> float:
-    """Speed of a float32 matrix product, the best of a few rounds: how fast and how calm the machine is."""
-    matrix = jnp.ones((size, size))
-    product = jax.jit(lambda a: a @ a)
-    product(matrix).block_until_ready()
-    durations = []
-    for _ in range(rounds):
-        begin = time.perf_counter()
-        product(matrix).block_until_ready()
-        durations.append(time.perf_counter() - begin)
-    return 2 * size**3 / min(durations) / 1e9
 
 
 def _sample(config, params, prompts, settings, key) -> Sequences:

@@ -4,10 +4,12 @@ import base64
 import html
 import json
 import platform
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from tokenizers import Tokenizer
 
@@ -37,9 +39,9 @@ def write(out: Path, outcome: Outcome) -> dict[str, Any]:
     out.mkdir(parents=True, exist_ok=True)
     judge = "proxy reward" if outcome.reward_model["ceiling"] is None else "gold utility [logits of a positive review]"
     figures = {
-        "frontier": experiment_figures.frontier(outcome.paths, outcome.results, f"mean {judge}"),
-        "learning_curves": experiment_figures.learning_curves(**outcome.metrics),
-        "calibration": experiment_figures.calibration(*outcome.validation, **outcome.reward_model),
+        "experiment_frontier": experiment_figures.frontier(outcome.paths, outcome.results, f"mean {judge}"),
+        "experiment_learning_curves": experiment_figures.learning_curves(**outcome.metrics),
+        "experiment_calibration": experiment_figures.calibration(*outcome.validation, **outcome.reward_model),
     }
     images = {name: plots.save(figure, name, out / "figures").path for name, figure in figures.items()}
     samples = _texts(outcome)
@@ -60,6 +62,19 @@ def write(out: Path, outcome: Outcome) -> dict[str, Any]:
     (out / "report.html").write_text(_page(content, images, samples), encoding="utf-8")
     (out / "report.json").write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
     return content
+
+
+def matmul_gflops(size: int = 1024, rounds: int = 10) -> float:
+    """Speed of a float32 matrix product, the best of a few rounds: how fast and how calm the machine is."""
+    matrix = jnp.ones((size, size))
+    product = jax.jit(lambda a: a @ a)
+    product(matrix).block_until_ready()
+    durations = []
+    for _ in range(rounds):
+        begin = time.perf_counter()
+        product(matrix).block_until_ready()
+        durations.append(time.perf_counter() - begin)
+    return 2 * size**3 / min(durations) / 1e9
 
 
 def summary(content: dict[str, Any]) -> str:
@@ -107,10 +122,11 @@ img { max-width: 100%; height: auto; } figure { margin: 1.5rem 0; } figcaption, 
 """
 
 _CAPTIONS = {
-    "frontier": "Every point is a policy: how much it is liked, against how far it has moved from the base. Dots are "
-    "stops during training, stars the final policies on openings held out from everything.",
-    "learning_curves": "Thin lines are single steps, thick ones running means of ten.",
-    "calibration": "Held-out comparisons in eight equal groups by the reward model's odds; bars are 95 % intervals.",
+    "experiment_frontier": "Every point is a policy: how much it is liked, against how far it has moved from the base. "
+    "Dots are stops during training, stars the final policies on openings held out from everything.",
+    "experiment_learning_curves": "Thin lines are single steps, thick ones running means of ten.",
+    "experiment_calibration": "Held-out comparisons in eight equal groups by the reward model's odds; bars are 95 % "
+    "intervals.",
 }
 
 

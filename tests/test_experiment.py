@@ -98,9 +98,9 @@ def test_report_holds_what_programs_are_promised(once):
     assert len(samples) == TOY.num_held_out
     assert set(samples[0]) == {"prompt", "base", "ppo", "dpo"}
     assert sorted(path.name for path in (out / "figures").iterdir()) == [
-        "calibration.png",
-        "frontier.png",
-        "learning_curves.png",
+        "experiment_calibration.png",
+        "experiment_frontier.png",
+        "experiment_learning_curves.png",
     ]
     page = (out / "report.html").read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") == 3
