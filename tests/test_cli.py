@@ -18,6 +18,13 @@ CONFIG = gpt2.GPT2Config(vocab_size=257, n_positions=48, n_embd=16, n_layer=1, n
 SIZES = ["--batch-size", "4", "--prompt-length", "6", "--completion-length", "8", "--warmup-steps", "1"]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compile_quickly():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A folder with a GPT-2 of bytes and eight pairs that prefer "good"."""
@@ -54,8 +61,9 @@ def same(one, other):
     return all(map(np.array_equal, jax.tree.leaves(one), jax.tree.leaves(other)))
 
 
-def test_alone_it_says_what_there_is(run):
-    status, out, _ = run("")
+@pytest.mark.parametrize("line", ["", "--help", "train", "train --help"])
+def test_alone_it_says_what_there_is(run, line):
+    status, out, _ = run(line)
     assert status == 0
     assert len(out.splitlines()) < 16
     assert all(f"rlhf-jax {command} " in out for command in cli.COMMANDS)

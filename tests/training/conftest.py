@@ -21,6 +21,14 @@ TINY = gpt2.GPT2Config(
 )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compile_quickly():
+    """Nearly all of the time here is compilation, and XLA takes half of that for programs that run slower."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="session")
 def config():
     return TINY
