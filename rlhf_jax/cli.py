@@ -27,7 +27,18 @@ rlhf-jax: reinforcement learning from human feedback, from first principles, in 
 rlhf-jax COMMAND --help says what each option means. To see it work: rlhf-jax experiment --quick
 """
 
-NEEDED = ("tyro", "flax", "optax", "orbax", "safetensors", "tokenizers", "huggingface_hub", "tqdm", "tensorboardX")
+NEEDED = (
+    "tyro",
+    "flax",
+    "optax",
+    "orbax",
+    "safetensors",
+    "tokenizers",
+    "huggingface_hub",
+    "matplotlib",
+    "tqdm",
+    "tensorboardX",
+)
 
 
 def _experiment(given: options.ExperimentOptions) -> None:
@@ -87,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status, 0 for success and 2 for input that cannot be used."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
-        return _refuse(f'{", ".join(missing)} not installed: pip install "rlhf-jax[lm]"')
+        return _refuse(f'{", ".join(missing)} not installed: pip install ".[lm]" in the clone')
     words = 2 if arguments[:1] == ["train"] else 1
     name = " ".join(arguments[:words])
     if name in ("", "train") or {"-h", "--help"}.intersection(arguments[:words]):

@@ -229,4 +229,4 @@ def test_without_the_extra_it_says_what_to_install(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "tyro", None)
     status, _, err = run("generate --prompt a")
     assert status == 2
-    assert err == 'rlhf-jax: tyro not installed: pip install "rlhf-jax[lm]"\n'
+    assert err == 'rlhf-jax: tyro not installed: pip install ".[lm]" in the clone\n'
