@@ -4,18 +4,18 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from rlhf_jax import dpo, numpy_loops
+from rlhf_jax import dpo, numpy_losses
 
 RNG = np.random.default_rng(0)
 CHOSEN, REJECTED, REF_CHOSEN, REF_REJECTED = BATCH = -20 + 5 * RNG.normal(size=(4, 8)).astype(np.float32)
 HALF = 0.5 * RNG.normal(size=(4, 8))
 
 LOSSES = {
-    "dpo": (dpo.dpo_loss, numpy_loops.dpo_loss, {"beta": 0.1}),
-    "conservative": (dpo.dpo_loss, numpy_loops.dpo_loss, {"beta": 0.3, "label_smoothing": 0.1}),
-    "robust": (dpo.robust_dpo_loss, numpy_loops.robust_dpo_loss, {"beta": 0.3, "label_smoothing": 0.1}),
-    "ipo": (dpo.ipo_loss, numpy_loops.ipo_loss, {"beta": 0.1}),
-    "hinge": (dpo.hinge_loss, numpy_loops.hinge_loss, {"beta": 0.1}),
+    "dpo": (dpo.dpo_loss, numpy_losses.dpo_loss, {"beta": 0.1}),
+    "conservative": (dpo.dpo_loss, numpy_losses.dpo_loss, {"beta": 0.3, "label_smoothing": 0.1}),
+    "robust": (dpo.robust_dpo_loss, numpy_losses.robust_dpo_loss, {"beta": 0.3, "label_smoothing": 0.1}),
+    "ipo": (dpo.ipo_loss, numpy_losses.ipo_loss, {"beta": 0.1}),
+    "hinge": (dpo.hinge_loss, numpy_losses.hinge_loss, {"beta": 0.1}),
 }
 cases = pytest.mark.parametrize(("loss", "loop", "coefficients"), LOSSES.values(), ids=LOSSES)
 
@@ -73,7 +73,7 @@ def test_the_gradient_is_the_closed_form():
     """∂/∂ log π(y⁺) = −β σ(−β h): a pair that is ranked right by far moves little (equation 8's weight)."""
     gap = (CHOSEN - REF_CHOSEN) - (REJECTED - REF_REJECTED)
     gradients = jax.grad(lambda *a: dpo.dpo_loss(*a, beta=0.1).sum(), (0, 1, 2, 3))(*map(jnp.asarray, BATCH))
-    expected = -0.1 * numpy_loops.sigmoid(-0.1 * np.float64(gap))
+    expected = -0.1 * numpy_losses.sigmoid(-0.1 * np.float64(gap))
     for gradient, sign in zip(gradients, (1, -1, -1, 1), strict=True):
         np.testing.assert_allclose(gradient, sign * expected, rtol=1e-5)
 

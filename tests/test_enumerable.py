@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax import dpo, enumerable, kl, log_probs, numpy_loops
+from rlhf_jax import dpo, enumerable, kl, log_probs, numpy_losses
 from rlhf_jax.lm import gpt2
 
 RNG = np.random.default_rng(0)
@@ -34,7 +34,7 @@ def test_all_strings_with_eos_by_hand():
 def test_all_strings_equal_the_loop_and_the_count(vocab_size, length, eos_id):
     tokens, mask = enumerable.all_strings(vocab_size, length, eos_id)
     strings = [tuple(np.array(row)[kept].tolist()) for row, kept in zip(tokens, np.array(mask), strict=True)]
-    assert sorted(strings) == sorted(numpy_loops.all_strings(vocab_size, length, eos_id))
+    assert sorted(strings) == sorted(numpy_losses.all_strings(vocab_size, length, eos_id))
     others = vocab_size - 1
     assert len(strings) == others**length + sum(others ** (l - 1) for l in range(1, length + 1))  # noqa: E741
     assert (tokens[~mask] == eos_id).all()
@@ -55,8 +55,8 @@ def test_the_optimum_by_hand():
 @pytest.mark.parametrize("beta", [0.1, 1.0, 10.0])
 def test_optimum_and_objective_equal_the_loops(beta):
     best = enumerable.optimal_log_probs(REF, REWARDS, beta)
-    np.testing.assert_allclose(jnp.exp(best), numpy_loops.optimal_probs(np.exp(REF), REWARDS, beta), rtol=2e-5)
-    expected = numpy_loops.regularized_objective(np.exp(np.float64(best)), np.exp(REF), REWARDS, beta)
+    np.testing.assert_allclose(jnp.exp(best), numpy_losses.optimal_probs(np.exp(REF), REWARDS, beta), rtol=2e-5)
+    expected = numpy_losses.regularized_objective(np.exp(np.float64(best)), np.exp(REF), REWARDS, beta)
     np.testing.assert_allclose(enumerable.regularized_objective(best, REF, REWARDS, beta), expected, rtol=1e-4)
 
 
@@ -105,8 +105,8 @@ def test_the_frontier_is_the_optimum_of_each_beta():
     betas = np.array([0.05, 0.3, 1.0, 5.0])
     divergences, rewards = enumerable.frontier(REF, REWARDS, betas)
     for beta, divergence, reward in zip(betas, divergences, rewards, strict=True):
-        probs = numpy_loops.optimal_probs(np.exp(REF), REWARDS, beta)
-        np.testing.assert_allclose(divergence, numpy_loops.exact_kl(probs, np.exp(REF)), rtol=1e-3, atol=1e-6)
+        probs = numpy_losses.optimal_probs(np.exp(REF), REWARDS, beta)
+        np.testing.assert_allclose(divergence, numpy_losses.exact_kl(probs, np.exp(REF)), rtol=1e-3, atol=1e-6)
         np.testing.assert_allclose(reward, probs @ REWARDS, rtol=1e-4)
     assert (np.diff(divergences) < 0).all()
     assert (np.diff(rewards) < 0).all()
@@ -137,7 +137,7 @@ def test_string_log_probs_equal_a_loop_over_tokens():
     expected = []
     for rows, tokens, mask in zip(logits, np.array(TOKENS), np.array(MASK), strict=True):
         kept = range(mask.sum())
-        expected.append(sum(np.log(numpy_loops.softmax(rows[t])[tokens[t]]) for t in kept))
+        expected.append(sum(np.log(numpy_losses.softmax(rows[t])[tokens[t]]) for t in kept))
     scored = enumerable.string_log_probs(lambda tokens: table_logits(jnp.asarray(TABLE), tokens), TOKENS, MASK)
     np.testing.assert_allclose(scored, expected, rtol=1e-5)
     np.testing.assert_allclose(jnp.exp(scored).sum(), 1, rtol=1e-6)
@@ -170,7 +170,7 @@ def test_a_gpt2_assigns_probability_one_to_all_strings_together():
 def population_dpo_loss(policy, beta, ref, rewards):
     """The mean DPO loss over every ordered pair, chosen with Bradley and Terry's probability of the rewards."""
     chosen, rejected = np.nonzero(~np.eye(N, dtype=bool))
-    weight = np.exp(ref[chosen] + ref[rejected]) * numpy_loops.sigmoid(rewards[chosen] - rewards[rejected])
+    weight = np.exp(ref[chosen] + ref[rejected]) * numpy_losses.sigmoid(rewards[chosen] - rewards[rejected])
     losses = dpo.dpo_loss(policy[chosen], policy[rejected], ref[chosen], ref[rejected], beta=beta)
     return jnp.sum(weight * losses)
 

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax import group, numpy_loops
+from rlhf_jax import group, numpy_losses
 
 REWARDS = np.array([3.0, -1.0, 0.5, 2.0, 2.0], np.float32)
 
@@ -18,10 +18,10 @@ def test_advantages_by_hand():
 
 def test_advantages_equal_the_loops():
     for eps in (1e-4, 0.3):
-        expected = numpy_loops.standardized_advantages(REWARDS, eps)
+        expected = numpy_losses.standardized_advantages(REWARDS, eps)
         np.testing.assert_allclose(group.standardized_advantages(REWARDS, eps), expected, rtol=1e-5)
     np.testing.assert_allclose(group.standardized_advantages(REWARDS), group.standardized_advantages(REWARDS, 1e-4))
-    np.testing.assert_allclose(group.rloo_advantages(REWARDS), numpy_loops.rloo_advantages(REWARDS), rtol=1e-5)
+    np.testing.assert_allclose(group.rloo_advantages(REWARDS), numpy_losses.rloo_advantages(REWARDS), rtol=1e-5)
 
 
 @pytest.mark.parametrize(

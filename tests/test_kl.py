@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax import kl, numpy_loops
+from rlhf_jax import kl, numpy_losses
 
 RNG = np.random.default_rng(0)
 LOGITS, REF_LOGITS = RNG.normal(size=(2, 5, 6)).astype(np.float32)
@@ -22,7 +22,7 @@ def test_categorical_kl_by_hand():
 
 def test_categorical_kl_equals_the_loop_and_ignores_a_shift_of_the_logits():
     expected = [
-        numpy_loops.exact_kl(numpy_loops.softmax(p), numpy_loops.softmax(q))
+        numpy_losses.exact_kl(numpy_losses.softmax(p), numpy_losses.softmax(q))
         for p, q in zip(LOGITS, REF_LOGITS, strict=True)
     ]
     np.testing.assert_allclose(kl.categorical_kl(LOGITS, REF_LOGITS), expected, rtol=1e-5)
@@ -65,7 +65,7 @@ def test_estimators_by_hand_and_by_the_loop():
     np.testing.assert_allclose(kl.k1(log_prob, ref_log_prob), np.log(2), rtol=1e-6)
     np.testing.assert_allclose(kl.k2(log_prob, ref_log_prob), np.log(2) ** 2 / 2, rtol=1e-6)
     np.testing.assert_allclose(kl.k3(log_prob, ref_log_prob), 0.5 - 1 + np.log(2), rtol=1e-6)
-    loop = np.vectorize(numpy_loops.kl_estimates)(LOGITS, REF_LOGITS)
+    loop = np.vectorize(numpy_losses.kl_estimates)(LOGITS, REF_LOGITS)
     for estimator, expected in zip([kl.k1, kl.k2, kl.k3], loop, strict=True):
         np.testing.assert_allclose(estimator(LOGITS, REF_LOGITS), expected, rtol=1e-5, atol=1e-7)
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax import log_probs, numpy_loops
+from rlhf_jax import log_probs, numpy_losses
 
 B, T, V, D = 2, 7, 40, 3
 RNG = np.random.default_rng(0)
@@ -22,7 +22,7 @@ def test_token_log_probs_by_hand():
 
 
 def test_token_log_probs_equal_the_loop():
-    expected = [numpy_loops.token_log_probs(*row) for row in zip(LOGITS, TOKENS, strict=True)]
+    expected = [numpy_losses.token_log_probs(*row) for row in zip(LOGITS, TOKENS, strict=True)]
     with jax.enable_x64(True):
         np.testing.assert_allclose(log_probs.token_log_probs(LOGITS, TOKENS), expected, rtol=1e-12)
 
@@ -31,7 +31,7 @@ def test_the_gradient_is_one_hot_minus_softmax_and_the_last_position_has_none():
     with jax.enable_x64(True):
         gradient = jax.grad(lambda logits: log_probs.token_log_probs(logits, TOKENS).sum())(jnp.asarray(LOGITS))
     gradient = np.array(gradient)
-    expected = np.eye(V)[TOKENS[:, 1:]] - np.apply_along_axis(numpy_loops.softmax, -1, LOGITS[:, :-1])
+    expected = np.eye(V)[TOKENS[:, 1:]] - np.apply_along_axis(numpy_losses.softmax, -1, LOGITS[:, :-1])
     np.testing.assert_allclose(gradient[:, :-1], expected, atol=1e-12)
     assert (gradient[:, -1] == 0).all()
 

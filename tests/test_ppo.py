@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax import kl, masking, numpy_loops, ppo
+from rlhf_jax import kl, masking, numpy_losses, ppo
 
 RNG = np.random.default_rng(0)
 OLD = RNG.normal(size=(4, 50)).astype(np.float32) - 2
@@ -21,7 +21,7 @@ def test_surrogate_by_hand(ratio, advantage, loss):
 
 
 def test_surrogate_equals_the_loop():
-    expected = np.vectorize(numpy_loops.clipped_surrogate_loss)(NEW, OLD, ADVANTAGES, 0.2)
+    expected = np.vectorize(numpy_losses.clipped_surrogate_loss)(NEW, OLD, ADVANTAGES, 0.2)
     np.testing.assert_allclose(ppo.clipped_surrogate_loss(NEW, OLD, ADVANTAGES, clip_eps=0.2), expected, rtol=2e-5)
 
 
@@ -84,7 +84,7 @@ def test_value_loss_and_its_gradient_by_hand(value, target, loss, slope):
 
 
 def test_value_loss_equals_the_loop_and_is_at_least_the_squared_error():
-    expected = np.vectorize(numpy_loops.clipped_value_loss)(NEW, OLD, ADVANTAGES, 0.2)
+    expected = np.vectorize(numpy_losses.clipped_value_loss)(NEW, OLD, ADVANTAGES, 0.2)
     losses = ppo.clipped_value_loss(NEW, OLD, ADVANTAGES, clip_eps=0.2)
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
     assert (losses >= 0.5 * np.square(NEW - ADVANTAGES) - 1e-6).all()
@@ -95,7 +95,7 @@ def test_value_loss_equals_the_loop_and_is_at_least_the_squared_error():
 
 def test_entropy():
     logits = RNG.normal(size=(3, 5)).astype(np.float32)
-    np.testing.assert_allclose(ppo.entropy(logits), [numpy_loops.entropy(row) for row in logits], rtol=1e-5)
+    np.testing.assert_allclose(ppo.entropy(logits), [numpy_losses.entropy(row) for row in logits], rtol=1e-5)
     np.testing.assert_allclose(ppo.entropy(np.zeros(7, np.float32)), np.log(7), rtol=1e-6)
     certain = jnp.array([0.0, -jnp.inf, -jnp.inf])
     assert ppo.entropy(certain) == 0

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import numpy_loops, reward_model
+from rlhf_jax import numpy_losses, reward_model
 
 RNG = np.random.default_rng(0)
 CHOSEN, REJECTED = RNG.normal(size=(2, 3, 4)).astype(np.float32)
@@ -19,7 +19,7 @@ def test_bradley_terry_by_hand():
 
 
 def test_bradley_terry_equals_the_loop_with_one_margin_or_one_a_pair():
-    loop = np.vectorize(numpy_loops.bradley_terry_loss)
+    loop = np.vectorize(numpy_losses.bradley_terry_loss)
     for margin in (0.0, 0.7, np.abs(CHOSEN)):
         losses = reward_model.bradley_terry_loss(CHOSEN, REJECTED, margin=margin)
         np.testing.assert_allclose(losses, loop(CHOSEN, REJECTED, margin), rtol=1e-5)
@@ -28,7 +28,7 @@ def test_bradley_terry_equals_the_loop_with_one_margin_or_one_a_pair():
 def test_bradley_terry_gradient_is_the_probability_of_the_other_choice():
     total = lambda chosen, rejected: reward_model.bradley_terry_loss(chosen, rejected).sum()
     chosen_gradient, rejected_gradient = jax.grad(total, (0, 1))(jnp.asarray(CHOSEN), jnp.asarray(REJECTED))
-    np.testing.assert_allclose(chosen_gradient, -numpy_loops.sigmoid(REJECTED - np.float64(CHOSEN)), rtol=1e-5)
+    np.testing.assert_allclose(chosen_gradient, -numpy_losses.sigmoid(REJECTED - np.float64(CHOSEN)), rtol=1e-5)
     np.testing.assert_allclose(rejected_gradient, -chosen_gradient)
 
 
@@ -47,7 +47,7 @@ def test_plackett_luce_by_hand():
 def test_plackett_luce_equals_the_loop_and_of_two_is_bradley_terry():
     rewards = CHOSEN.ravel()
     np.testing.assert_allclose(
-        reward_model.plackett_luce_loss(rewards), numpy_loops.plackett_luce_loss(rewards), rtol=1e-5
+        reward_model.plackett_luce_loss(rewards), numpy_losses.plackett_luce_loss(rewards), rtol=1e-5
     )
     pair = np.array([0.3, 1.4], np.float32)
     np.testing.assert_allclose(reward_model.plackett_luce_loss(pair), reward_model.bradley_terry_loss(*pair), rtol=1e-6)
@@ -64,7 +64,7 @@ def test_plackett_luce_gradient_is_the_closed_form():
     rewards = np.array([0.5, -1.0, 2.0, 0.1])
     expected = -np.ones(4)
     for k in range(4):
-        expected[k:] += numpy_loops.softmax(rewards[k:])
+        expected[k:] += numpy_losses.softmax(rewards[k:])
     with jax.enable_x64(True):
         gradient = np.array(jax.grad(reward_model.plackett_luce_loss)(jnp.asarray(rewards)))
     np.testing.assert_allclose(gradient, expected, atol=1e-12)

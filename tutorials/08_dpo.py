@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import dpo, enumerable, kl, numpy_loops, plots, reward_model
+from rlhf_jax import dpo, enumerable, kl, numpy_losses, plots, reward_model
 
 # %% [markdown]
 # ## A language of nine strings
@@ -63,9 +63,9 @@ assert jnp.isclose(jnp.exp(ref_log_probs).sum(), 1, atol=1e-6)
 # every reward and nobody can tell. That is the gap through which DPO will slip.
 
 # %%
-assert np.isclose(numpy_loops.sigmoid(1.0), 0.731, atol=1e-3)
+assert np.isclose(numpy_losses.sigmoid(1.0), 0.731, atol=1e-3)
 
-by_loop = numpy_loops.bradley_terry_loss(chosen_reward=1.0, rejected_reward=0.0, margin=0.0)
+by_loop = numpy_losses.bradley_terry_loss(chosen_reward=1.0, rejected_reward=0.0, margin=0.0)
 assert np.isclose(by_loop, -np.log(0.731), atol=1e-3)
 assert np.isclose(reward_model.bradley_terry_loss(1.0, 0.0), by_loop, atol=1e-6)
 assert np.isclose(reward_model.bradley_terry_loss(101.0, 100.0), by_loop, atol=1e-5)
@@ -88,7 +88,7 @@ assert np.isclose(reward_model.bradley_terry_loss(101.0, 100.0), by_loop, atol=1
 
 # %%
 beta = 0.5
-by_loop = numpy_loops.optimal_probs(np.exp(ref_log_probs), rewards, beta)
+by_loop = numpy_losses.optimal_probs(np.exp(ref_log_probs), rewards, beta)
 optimum = enumerable.optimal_log_probs(ref_log_probs, rewards, beta)
 assert np.allclose(np.exp(optimum), by_loop, atol=1e-6)
 
@@ -124,11 +124,11 @@ assert (scores < best).all()
 chosen, rejected = strings.index("good film"), strings.index("film bad")
 pair = optimum[chosen], optimum[rejected]
 ref_pair = ref_log_probs[chosen], ref_log_probs[rejected]
-by_loop = numpy_loops.dpo_loss(*pair, *ref_pair, beta=beta)
+by_loop = numpy_losses.dpo_loss(*pair, *ref_pair, beta=beta)
 assert np.isclose(dpo.dpo_loss(*pair, *ref_pair, beta=beta), by_loop, atol=1e-6)
 assert np.isclose(by_loop, reward_model.bradley_terry_loss(rewards[chosen], rewards[rejected]), atol=1e-5)
 
-assert np.isclose(dpo.dpo_loss(*pair), -np.log(numpy_loops.sigmoid(pair[0] - pair[1])), atol=1e-6)
+assert np.isclose(dpo.dpo_loss(*pair), -np.log(numpy_losses.sigmoid(pair[0] - pair[1])), atol=1e-6)
 
 # %% [markdown]
 # Two numbers every DPO run must show at its first step, where $\pi = \pi_\text{ref}$ and so $h = 0$: the loss is

@@ -5,7 +5,7 @@ import numpy as np
 import optax
 import pytest
 
-from rlhf_jax import numpy_loops
+from rlhf_jax import numpy_losses
 from rlhf_jax.lm.sequences import sequence_log_probs, take
 from rlhf_jax.preferences.pairs import Pairs
 from rlhf_jax.training import dpo, state
@@ -69,7 +69,7 @@ def test_loss_and_metrics_are_those_of_the_log_ratios(value_and_grad, perturbed,
         np.array([tokens.sum() for tokens in unpadded_log_probs(perturbed, each)]) for each in batch.pairs
     )
     refs = batch.ref_chosen_log_probs, batch.ref_rejected_log_probs
-    losses = [numpy_loops.dpo_loss(*row, 0.3, 0.1) for row in zip(chosen, rejected, *refs, strict=True)]
+    losses = [numpy_losses.dpo_loss(*row, 0.3, 0.1) for row in zip(chosen, rejected, *refs, strict=True)]
     rewards = 0.3 * (chosen - refs[0]), 0.3 * (rejected - refs[1])
     expected = {
         "chosen_reward": rewards[0].mean(),

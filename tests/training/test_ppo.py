@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from rlhf_jax import numpy_loops
+from rlhf_jax import numpy_loops, numpy_losses
 from rlhf_jax.lm.sequences import completion_log_probs, take
 from rlhf_jax.training import ppo, state
 
@@ -115,13 +115,13 @@ def test_loss_and_metrics_equal_the_loops(
     old, advantages, old_values, targets = (
         array[mask] for array in (batch.old_log_probs, batch.advantages, batch.old_values, batch.returns)
     )
-    policy_loss = np.mean(np.vectorize(numpy_loops.clipped_surrogate_loss)(new, old, advantages, 0.2))
-    value_loss = np.mean(np.vectorize(numpy_loops.clipped_value_loss)(values, old_values, targets, 0.3))
+    policy_loss = np.mean(np.vectorize(numpy_losses.clipped_surrogate_loss)(new, old, advantages, 0.2))
+    value_loss = np.mean(np.vectorize(numpy_losses.clipped_value_loss)(values, old_values, targets, 0.3))
     logits = states @ np.asarray(moved["wte"]["weight"]).T
     expected = {
         "policy_loss": policy_loss,
         "value_loss": value_loss,
-        "entropy": np.mean([numpy_loops.entropy(row) for row in logits]),
+        "entropy": np.mean([numpy_losses.entropy(row) for row in logits]),
         "clip_fraction": np.mean(np.abs(np.exp(new - old) - 1) > 0.2),
         "approximate_kl": np.mean(np.exp(new - old) - 1 - (new - old)),
         "max_ratio_deviation": np.max(np.abs(np.exp(new - old) - 1)),

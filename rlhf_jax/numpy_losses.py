@@ -1,0 +1,122 @@
+"""The losses and the exact optimum of RLHF as plain NumPy loops in float64, beside those of `numpy_loops`."""
+
+import itertools
+
+import numpy as np
+
+# --- Language-model losses and preferences
+
+
+def softmax(logits):
+    """p_v = exp l_v / Σ_u exp l_u."""
+    weights = [np.exp(np.float64(logit) - max(logits)) for logit in logits]
+    return np.array([weight / sum(weights) for weight in weights])
+
+
+def token_log_probs(logits, tokens):
+    """log π(token_{t+1} | token_0 … token_t) for one string: position t scores token t + 1."""
+    return np.array([np.log(softmax(logits[t])[tokens[t + 1]]) for t in range(len(tokens) - 1)])
+
+
+def exact_kl(probs, ref_probs):
+    """KL(p ‖ q) = Σ_v p_v log(p_v / q_v)."""
+    total = 0.0
+    for p, q in zip(probs, ref_probs, strict=True):
+        if p > 0:
+            total += p * np.log(p / q) if q > 0 else np.inf
+    return total
+
+
+def kl_estimates(log_prob, ref_log_prob):
+    """(k1, k2, k3) from one sample; with ρ = π_ref/π they are −log ρ, ½ (log ρ)² and ρ − 1 − log ρ."""
+    log_rho = np.float64(ref_log_prob) - log_prob
+    return -log_rho, log_rho**2 / 2, np.exp(log_rho) - 1 - log_rho
+
+
+def entropy(logits):
+    """H = −Σ_a π(a) log π(a)."""
+    return -sum(p * np.log(p) for p in softmax(logits) if p > 0)
+
+
+def clipped_surrogate_loss(log_prob, old_log_prob, advantage, clip_eps):
+    """−min(r A, clip(r, 1 − ε, 1 + ε) A), r = π/π_old."""
+    ratio = np.exp(np.float64(log_prob)) / np.exp(np.float64(old_log_prob))
+    return -min(ratio * advantage, min(max(ratio, 1 - clip_eps), 1 + clip_eps) * advantage)
+
+
+def clipped_value_loss(value, old_value, target, clip_eps):
+    """½ max((v − R)², (clip(v, v_old − ε, v_old + ε) − R)²)."""
+    clipped = min(max(np.float64(value), old_value - clip_eps), old_value + clip_eps)
+    return max((value - target) ** 2, (clipped - target) ** 2) / 2
+
+
+def standardized_advantages(rewards, eps):
+    """(r_i − mean) / (std + ε), std² = Σ_i (r_i − mean)² / (G − 1)."""
+    mean = sum(rewards) / len(rewards)
+    deviation = np.sqrt(sum((reward - mean) ** 2 for reward in rewards) / (len(rewards) - 1))
+    return np.array([(reward - mean) / (deviation + eps) for reward in rewards])
+
+
+def rloo_advantages(rewards):
+    """r_i − mean of the others."""
+    others = [[other for j, other in enumerate(rewards) if j != i] for i in range(len(rewards))]
+    return np.array([reward - sum(rest) / len(rest) for reward, rest in zip(rewards, others, strict=True)])
+
+
+def sigmoid(x):
+    """σ(x) = 1 / (1 + exp(−x))."""
+    return 1 / (1 + np.exp(-np.float64(x)))
+
+
+def bradley_terry_loss(chosen_reward, rejected_reward, margin):
+    """−log σ(r⁺ − r⁻ − m)."""
+    return -np.log(sigmoid(chosen_reward - rejected_reward - margin))
+
+
+def plackett_luce_loss(rewards):
+    """−Σ_k log [exp r_k / Σ_{j ≥ k} exp r_j], best first."""
+    return -sum(np.log(softmax(rewards[k:])[0]) for k in range(len(rewards)))
+
+
+def dpo_loss(chosen, rejected, ref_chosen=0.0, ref_rejected=0.0, beta=1.0, label_smoothing=0.0):
+    """−(1 − ε) log σ(β h) − ε log σ(−β h), h = log π/π_ref of y⁺ less that of y⁻."""
+    lead = beta * ((np.float64(chosen) - ref_chosen) - (rejected - ref_rejected))
+    return -(1 - label_smoothing) * np.log(sigmoid(lead)) - label_smoothing * np.log(sigmoid(-lead))
+
+
+def robust_dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta, label_smoothing):
+    """[(1 − ε) ℓ(y⁺, y⁻) − ε ℓ(y⁻, y⁺)] / (1 − 2ε), ℓ the DPO loss."""
+    kept = dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta)
+    flipped = dpo_loss(rejected, chosen, ref_rejected, ref_chosen, beta)
+    return ((1 - label_smoothing) * kept - label_smoothing * flipped) / (1 - 2 * label_smoothing)
+
+
+def ipo_loss(chosen, rejected, ref_chosen, ref_rejected, beta):
+    """(h − 1/(2β))²."""
+    return ((np.float64(chosen) - ref_chosen) - (rejected - ref_rejected) - 1 / (2 * beta)) ** 2
+
+
+def hinge_loss(chosen, rejected, ref_chosen, ref_rejected, beta):
+    """max(0, 1 − β h)."""
+    return max(0.0, 1 - beta * ((np.float64(chosen) - ref_chosen) - (rejected - ref_rejected)))
+
+
+def all_strings(vocab_size, length, eos_id):
+    """Every string that ends at its first EOS, or has the full length without one; in lexicographic order."""
+    strings = []
+    for tokens in itertools.product(range(vocab_size), repeat=length):
+        string = tokens[: tokens.index(eos_id) + 1] if eos_id in tokens else tokens
+        if string not in strings:
+            strings.append(string)
+    return strings
+
+
+def optimal_probs(ref_probs, rewards, beta):
+    """π*(y) = π_ref(y) exp(r(y)/β) / Z."""
+    weights = [p * np.exp(np.float64(r) / beta) for p, r in zip(ref_probs, rewards, strict=True)]
+    return np.array([weight / sum(weights) for weight in weights])
+
+
+def regularized_objective(probs, ref_probs, rewards, beta):
+    """Σ_y π(y) r(y) − β KL(π ‖ π_ref)."""
+    return sum(p * r for p, r in zip(probs, rewards, strict=True)) - beta * exact_kl(probs, ref_probs)
