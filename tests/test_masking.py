@@ -14,6 +14,12 @@ def test_masked_sum_and_mean_by_hand():
     assert masking.masked_mean(VALUES, MASK) == 9 / 4
 
 
+def test_a_single_kept_entry_is_its_own_mean_and_has_no_deviation():
+    single = np.array([[False, False, True], [False, False, False]])
+    assert masking.masked_mean(VALUES, single) == 4
+    assert (masking.masked_whiten(VALUES, single) == 0).all()
+
+
 def test_masked_whiten_equals_whitening_the_kept_subset():
     kept = VALUES[MASK]
     expected = (kept - kept.mean()) / np.sqrt(kept.var(ddof=1) + 1e-8)
