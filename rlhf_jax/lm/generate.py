@@ -1,4 +1,4 @@
-"""Sampling from GPT-2: one compiled loop over tokens, with cached keys and values."""
+"""Sampling from a model: one compiled loop over tokens, with GPT-2's keys and values cached."""
 
 import functools
 import math
@@ -10,6 +10,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
 
 from rlhf_jax._typing import Scalar
 from rlhf_jax.lm import gpt2
+from rlhf_jax.lm.architecture import Config, architecture
 
 
 class Completion(NamedTuple):
@@ -21,7 +22,7 @@ class Completion(NamedTuple):
 
 
 def generate(
-    config: gpt2.GPT2Config,
+    config: Config,
     params: gpt2.Params,
     prompts: Int[ArrayLike, "B P"],
     prompt_mask: Bool[ArrayLike, "B P"],
@@ -62,7 +63,7 @@ def generate(
 
 @functools.partial(jax.jit, static_argnums=(0, 5, 7))
 def _generate(config, params, prompts, prompt_mask, key, max_new_tokens, temperature, top_k, top_p, eos_id):
-    batch, length = prompts.shape
+    model, (batch, length) = architecture(config), prompts.shape
     uniforms = jax.random.uniform(key, (max_new_tokens, batch), jnp.float32)
 
     def next_token(states, done, uniform):
@@ -77,11 +78,11 @@ def _generate(config, params, prompts, prompt_mask, key, max_new_tokens, tempera
 
     def step(carry, slot_and_uniform):
         (tokens, cache, done), (slot, uniform) = carry, slot_and_uniform
-        states, cache = gpt2.decode_step(config, params, tokens, cache, slot)
+        states, cache = model.decode_step(config, params, tokens, cache, slot)
         new, done = next_token(states, done, uniform)
         return (new.tokens, cache, done), new
 
-    states, cache = gpt2.prefill(config, params, prompts, prompt_mask, length + max_new_tokens)
+    states, cache = model.prefill(config, params, prompts, prompt_mask, length + max_new_tokens)
     last = length - 1 - jnp.argmax(prompt_mask[:, ::-1], axis=1)
     first, done = next_token(states[jnp.arange(batch), last], jnp.zeros(batch, bool), uniforms[0])
     slots = length + jnp.arange(max_new_tokens - 1)

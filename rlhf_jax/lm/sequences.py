@@ -1,4 +1,4 @@
-"""Prompts and completions as arrays, and the log-probabilities that GPT-2 gives them."""
+"""Prompts and completions as arrays, and the log-probabilities that a model gives them."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,6 +10,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from rlhf_jax import log_probs
 from rlhf_jax.lm import gpt2
+from rlhf_jax.lm.architecture import Config, architecture
 
 TokenIds = Sequence[int] | Int[np.ndarray, "_"]
 
@@ -32,16 +33,16 @@ def join(sequences: Sequences) -> tuple[Int[Array, "B T"], Bool[Array, "B T"]]:
     return tokens, jnp.concatenate([sequences.prompt_mask, sequences.completion_mask], axis=1)
 
 
-def completion_states(config: gpt2.GPT2Config, params: gpt2.Params, sequences: Sequences) -> Float[Array, "B S D"]:
+def completion_states(config: Config, params: gpt2.Params, sequences: Sequences) -> Float[Array, "B S D"]:
     """Hidden states from the last prompt token to the last completion token, S = C + 1.
 
     Row t is what the policy knows before completion token t: it scores that token, and its value head V(s_t).
     """
     tokens, mask = join(sequences)
-    return gpt2.hidden(config, params, tokens, mask)[:, sequences.prompts.shape[1] - 1 :]
+    return architecture(config).hidden(config, params, tokens, mask)[:, sequences.prompts.shape[1] - 1 :]
 
 
-def completion_log_probs(config: gpt2.GPT2Config, params: gpt2.Params, sequences: Sequences) -> Float[Array, "B C"]:
+def completion_log_probs(config: Config, params: gpt2.Params, sequences: Sequences) -> Float[Array, "B C"]:
     """log π(y_t | x, y_<t) for each completion token, in float32; what stands at padding is meaningless.
 
     Logits are computed at the completion's positions only.
@@ -51,7 +52,7 @@ def completion_log_probs(config: gpt2.GPT2Config, params: gpt2.Params, sequences
     return log_probs.token_log_probs(gpt2.unembed(params, states), tokens)
 
 
-def sequence_log_probs(config: gpt2.GPT2Config, params: gpt2.Params, sequences: Sequences) -> Float[Array, " B"]:
+def sequence_log_probs(config: Config, params: gpt2.Params, sequences: Sequences) -> Float[Array, " B"]:
     """log π(y | x) = Σ_t log π(y_t | x, y_<t), summed over the completion's real tokens."""
     per_token = completion_log_probs(config, params, sequences)
     return jnp.where(sequences.completion_mask, per_token, 0).sum(1)

@@ -1,4 +1,4 @@
-"""Direct preference optimisation of GPT-2, with the reference's log-probabilities computed once."""
+"""Direct preference optimisation of a language model, with the reference's log-probabilities computed once."""
 
 import functools
 import math
@@ -13,6 +13,7 @@ from jaxtyping import Array, ArrayLike, Float
 from rlhf_jax import dpo
 from rlhf_jax._typing import Scalar
 from rlhf_jax.lm import gpt2
+from rlhf_jax.lm.architecture import Config
 from rlhf_jax.lm.sequences import Sequences, sequence_log_probs, take
 from rlhf_jax.preferences.pairs import Pairs
 from rlhf_jax.training import state
@@ -20,61 +21,65 @@ from rlhf_jax.training.loop import in_batches
 
 
 class DPOBatch(NamedTuple):
-    """Pairs, and log π_ref(y|x) [nats] of both completions."""
+    """Pairs, log π_ref(y|x) [nats] of both completions, and each pair's weight in the loss, of mean 1."""
 
     pairs: Pairs
     ref_chosen_log_probs: Float[ArrayLike, " B"]
     ref_rejected_log_probs: Float[ArrayLike, " B"]
+    weights: Float[ArrayLike, " B"]
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def pair_log_probs(
-    config: gpt2.GPT2Config, params: gpt2.Params, pairs: Pairs
-) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
+def pair_log_probs(config: Config, params: gpt2.Params, pairs: Pairs) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
     """log π(y|x) of the chosen and of the rejected completions, in one forward pass."""
     both: Sequences = jax.tree.map(lambda chosen, rejected: jnp.concatenate([chosen, rejected]), *pairs)
     chosen, rejected = jnp.split(sequence_log_probs(config, params, both), 2)
     return chosen, rejected
 
 
-def with_reference(
-    config: gpt2.GPT2Config, ref_params: gpt2.Params, pairs: Pairs, *, batch_size: int = 128
-) -> DPOBatch:
-    """The whole data set with its reference log-probabilities, computed once, `batch_size` pairs at a time."""
+def with_reference(config: Config, ref_params: gpt2.Params, pairs: Pairs, *, batch_size: int = 128) -> DPOBatch:
+    """The whole data set with its reference log-probabilities, computed once, `batch_size` pairs at a time.
+
+    Every pair weighs 1.
+    """
     num = len(pairs.chosen.prompts)
     scored = [
         jax.device_get(pair_log_probs(config, ref_params, take(pairs, rows))) for rows in in_batches(num, batch_size)
     ]
     chosen, rejected = (np.concatenate(part)[:num] for part in zip(*scored, strict=True))
-    return DPOBatch(pairs, chosen, rejected)
+    return DPOBatch(pairs, chosen, rejected, np.ones_like(chosen))
 
 
 def dpo_batch_loss(
     params: gpt2.Params,
     batch: DPOBatch,
     *,
-    config: gpt2.GPT2Config,
+    config: Config,
     beta: Scalar,
     label_smoothing: Scalar = 0.0,
 ) -> tuple[Float[Array, ""], state.Metrics]:
-    """Mean `dpo.dpo_loss` of the batch. Rewards, margins and accuracy are those of the log-ratios to the reference."""
+    """Σ_i w_i `dpo.dpo_loss`_i / B. The metrics too are weighted means.
+
+    Rewards, margins and accuracy are those of the log-ratios to the reference.
+    """
     chosen, rejected = pair_log_probs(config, params, batch.pairs)
     refs = (batch.ref_chosen_log_probs, batch.ref_rejected_log_probs)
     losses = dpo.dpo_loss(chosen, rejected, *refs, beta=beta, label_smoothing=label_smoothing)
     chosen_reward = dpo.implicit_reward(chosen, refs[0], beta=beta)
     rejected_reward = dpo.implicit_reward(rejected, refs[1], beta=beta)
-    return losses.mean(), {
-        "chosen_reward": chosen_reward.mean(),
-        "rejected_reward": rejected_reward.mean(),
-        "margin": (chosen_reward - rejected_reward).mean(),
-        "accuracy": (chosen_reward > rejected_reward).mean(),
-        "chosen_log_prob": chosen.mean(),
-        "rejected_log_prob": rejected.mean(),
+    mean = lambda values: (batch.weights * values).mean()
+    return mean(losses), {
+        "chosen_reward": mean(chosen_reward),
+        "rejected_reward": mean(rejected_reward),
+        "margin": mean(chosen_reward - rejected_reward),
+        "accuracy": mean(chosen_reward > rejected_reward),
+        "chosen_log_prob": mean(chosen),
+        "rejected_log_prob": mean(rejected),
     }
 
 
 def make_dpo_step(
-    config: gpt2.GPT2Config,
+    config: Config,
     optimizer: optax.GradientTransformation,
     *,
     beta: float,

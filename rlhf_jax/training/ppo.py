@@ -19,6 +19,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
 from rlhf_jax import kl, log_probs, masking, ppo, returns
 from rlhf_jax._typing import Scalar
 from rlhf_jax.lm import gpt2
+from rlhf_jax.lm.architecture import Config
 from rlhf_jax.lm.generate import generate
 from rlhf_jax.lm.sequences import Sequences, completion_log_probs, completion_states, take
 from rlhf_jax.training import state
@@ -56,7 +57,7 @@ def state_values(params: gpt2.Params, states: Float[ArrayLike, "*B D"]) -> Float
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames=("max_new_tokens", "eos_id"))
 def rollout(
-    config: gpt2.GPT2Config,
+    config: Config,
     params: gpt2.Params,
     ref_params: gpt2.Params,
     prompts: Int[ArrayLike, "B P"],
@@ -124,7 +125,7 @@ def ppo_loss(
     params: gpt2.Params,
     batch: PPOBatch,
     *,
-    config: gpt2.GPT2Config,
+    config: Config,
     clip_eps: Scalar,
     value_clip_eps: Scalar,
     value_weight: Scalar,
@@ -166,7 +167,7 @@ def minibatch_rows(key: Key[Array, ""], num_rows: int, num_epochs: int, num_mini
 
 
 def make_ppo_step(
-    config: gpt2.GPT2Config,
+    config: Config,
     optimizer: optax.GradientTransformation,
     *,
     num_epochs: int,
@@ -204,7 +205,7 @@ def iterate(
     batch: tuple[Int[ArrayLike, "B P"], Bool[ArrayLike, "B P"], Key[Array, ""]],
     kl_coef: Scalar,
     *,
-    config: gpt2.GPT2Config,
+    config: Config,
     ppo_step: state.Step,
     ref_params: gpt2.Params,
     score: Callable[[Sequences], Float[ArrayLike, " B"]],

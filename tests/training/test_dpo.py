@@ -63,6 +63,14 @@ def test_the_first_gradient_is_minus_half_beta_times_that_of_the_log_ratio(confi
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, -0.15 * other, atol=3e-5), gradient, expected)
 
 
+def test_a_pair_of_weight_two_counts_as_two(value_and_grad, perturbed, batch):
+    """Weights (2, 1, 0, 1, 1) of five pairs and the same rows repeated, in loss, metrics and gradient."""
+    weighted = batch._replace(weights=np.array([2.0, 1, 0, 1, 1], np.float32))
+    repeated = take(batch, np.array([0, 0, 1, 3, 4]))
+    one, other = (value_and_grad(perturbed, each, beta=0.3) for each in (weighted, repeated))
+    jax.tree.map(lambda left, right: np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-6), one, other)
+
+
 def test_loss_and_metrics_are_those_of_the_log_ratios(value_and_grad, perturbed, batch, unpadded_log_probs):
     (loss, metrics), _ = value_and_grad(perturbed, batch, beta=0.3, label_smoothing=0.1)
     chosen, rejected = (

@@ -35,7 +35,7 @@ def test_reward(config, params, sequences):
 
 
 def test_dpo(config, params, sequences):
-    batch = dpo.DPOBatch(Pairs(sequences, sequences), jnp.zeros(4), jnp.zeros(4))
+    batch = dpo.DPOBatch(Pairs(sequences, sequences), jnp.zeros(4), jnp.zeros(4), jnp.ones(4))
     lower(dpo.make_dpo_step(config, OPTIMIZER, beta=0.1), state.create(params, OPTIMIZER), batch)
 
 

@@ -69,7 +69,7 @@ def test_dpo(params):
     chosen, rejected = rng.integers(len(TOKENS), size=(2, 8))
     with jax.enable_x64(True):
         refs = rng.normal(size=(2, 8)) - 3
-        batch = dpo_training.DPOBatch(Pairs(take(STRINGS, chosen), take(STRINGS, rejected)), *refs)
+        batch = dpo_training.DPOBatch(Pairs(take(STRINGS, chosen), take(STRINGS, rejected)), *refs, np.ones(8))
 
         def table_loss(table):
             strings = enumerable.string_log_probs(lambda tokens: table[ROWS], TOKENS, MASK)
