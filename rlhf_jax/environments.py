@@ -10,13 +10,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Key
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
 
-from rlhf_jax._typing import Scalar
+from rlhf_jax import enumerable
+from rlhf_jax._typing import Scalar, check_same_shape
 from rlhf_jax.mdp import MDP, make_mdp
 
 _MOVES = ((0, -1), (1, 0), (0, 1), (-1, 0))
 _CELLS = ".S#GH"
+_MAX_BYTES = 2**30
 
 
 def two_state(gamma: Scalar = 0.9, slip: Scalar = 0.1) -> MDP:
@@ -103,6 +105,56 @@ def random_mdp(key: Key[Array, ""], num_states: int, num_actions: int, gamma: Sc
         jax.random.normal(reward_key, (num_states, num_actions)),
         jnp.asarray(gamma, float),
     )
+
+
+def token_mdp(
+    tokens: Int[ArrayLike, "N L"],
+    mask: Bool[ArrayLike, "N L"],
+    rewards: Float[ArrayLike, "P N"],
+    vocab_size: int,
+    prompt_probs: Float[ArrayLike, " P"] | None = None,
+    *,
+    gamma: Scalar = 1.0,
+    max_bytes: int = _MAX_BYTES,
+) -> MDP:
+    """A language seen token by token: a state is a prompt and the prefix written so far, an action the next token.
+
+    State prompt · R + row, with R = `enumerable.num_prefixes(V, L)` and row from `enumerable.prefix_rows`; the last
+    state, P · R, absorbs. A string's last token (its EOS, or position L − 1) pays r(x, y) and ends; every other pays
+    nothing. From prefixes that no string has (an EOS inside) every token ends and pays nothing.
+
+    At γ = 1 and `num_steps` L the two views agree: J is the expected reward, the value of an empty prefix its
+    prompt's, and a policy's log-probabilities sum along a path to the string's.
+
+    Args:
+        tokens: the strings, as `enumerable.all_strings` lists them.
+        mask: True at the tokens that count.
+        rewards: r(x, y), a row for each of the P prompts.
+        prompt_probs: how often each prompt is asked; evenly if None.
+
+    Raises:
+        ValueError: if the tables need more than `max_bytes`, naming the bytes they need.
+    """
+    check_same_shape(tokens=tokens, mask=mask)
+    tokens, mask, rewards = np.asarray(tokens), np.asarray(mask), np.asarray(rewards, np.float64)
+    num_prompts, num_rows = len(rewards), enumerable.num_prefixes(vocab_size, tokens.shape[1])
+    end = num_prompts * num_rows
+    enumerable.check_bytes("the tables", 8 * vocab_size * (end + 1) ** 2, max_bytes)
+    rows = np.asarray(enumerable.prefix_rows(tokens, vocab_size))
+    goes_on = np.pad(mask[:, 1:], [(0, 0), (0, 1)])
+    last = mask & ~goes_on
+    transition = np.zeros((end + 1, vocab_size, end + 1))
+    transition[:, :, end] = 1
+    reward = np.zeros((end + 1, vocab_size))
+    for prompt in range(num_prompts):
+        states = prompt * num_rows + rows
+        inner = states[goes_on], tokens[goes_on]
+        transition[*inner, end] = 0
+        transition[*inner, prompt * num_rows + vocab_size * rows[goes_on] + tokens[goes_on] + 1] = 1
+        reward[states[last], tokens[last]] = rewards[prompt]
+    initial = np.zeros(end + 1)
+    initial[:end:num_rows] = 1 / num_prompts if prompt_probs is None else prompt_probs
+    return make_mdp(initial, transition, reward, gamma)
 
 
 def from_gymnasium(env: Any, gamma: Scalar) -> MDP:

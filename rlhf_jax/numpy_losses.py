@@ -120,3 +120,29 @@ def optimal_probs(ref_probs, rewards, beta):
 def regularized_objective(probs, ref_probs, rewards, beta):
     """Σ_y π(y) r(y) − β KL(π ‖ π_ref)."""
     return sum(p * r for p, r in zip(probs, rewards, strict=True)) - beta * exact_kl(probs, ref_probs)
+
+
+def best_of_n_probs(ref_probs, rewards, n):
+    """P(y is the first best of n draws from π_ref): every one of the N^n draws in turn."""
+    probs = np.zeros(len(ref_probs))
+    for draws in itertools.product(range(len(ref_probs)), repeat=n):
+        best = max(draws, key=lambda y: rewards[y])
+        probs[best] += np.prod([ref_probs[y] for y in draws])
+    return probs
+
+
+def choice_prob(first_reward, second_reward, temperature, position_bias, flip_prob):
+    """P(the string shown first is recorded as chosen) = (1 − ε) p + ε (1 − p), p = σ((r₁ − r₂)/T + b)."""
+    first_wins = sigmoid((np.float64(first_reward) - second_reward) / temperature + position_bias)
+    return (1 - flip_prob) * first_wins + flip_prob * (1 - first_wins)
+
+
+def choice_weights(probs, rewards, temperature, position_bias, flip_prob):
+    """[N, N]: how often i is chosen over j when two different strings, drawn from π, are shown in the order drawn."""
+    weights = np.zeros((len(probs), len(probs)))
+    for first, second in itertools.permutations(range(len(probs)), 2):
+        shown = probs[first] * probs[second]
+        first_chosen = choice_prob(rewards[first], rewards[second], temperature, position_bias, flip_prob)
+        weights[first, second] += shown * first_chosen
+        weights[second, first] += shown * (1 - first_chosen)
+    return weights / weights.sum()

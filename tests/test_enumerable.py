@@ -1,11 +1,12 @@
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax import dpo, enumerable, kl, log_probs, numpy_losses
+from rlhf_jax import enumerable, kl, log_probs, numpy_losses
 from rlhf_jax.lm import gpt2
 
 RNG = np.random.default_rng(0)
@@ -46,10 +47,45 @@ def test_a_language_that_cannot_be_is_refused(arguments):
         enumerable.all_strings(*arguments)
 
 
+def test_a_language_that_does_not_fit_is_refused_with_the_bytes_it_needs():
+    with pytest.raises(ValueError, match=r"need 7,000,000,000,000,000 bytes, more than max_bytes = 1,073,741,824"):
+        enumerable.all_strings(10, 14, 0)
+    with pytest.raises(ValueError, match="need 120 bytes"):
+        enumerable.all_strings(2, 3, max_bytes=119)
+    assert len(enumerable.all_strings(2, 3, max_bytes=120)[0]) == 8
+
+
 def test_the_optimum_by_hand():
     """π_ref = (½, ½) and rewards β ln 3 apart: the odds become 3 to 1."""
     best = enumerable.optimal_log_probs(np.log([0.5, 0.5]), np.array([0.2 * np.log(3), 0.0]), 0.2)
     np.testing.assert_allclose(jnp.exp(best), [0.75, 0.25], rtol=1e-6)
+
+
+def test_partition_value_and_reward_by_hand():
+    """π_ref = (½, ½), β = 0.2, rewards β ln 3 and 0: Z = ½ · 3 + ½ = 2; π* = (¾, ¼)."""
+    half, rewards = np.log([0.5, 0.5]), np.array([0.2 * np.log(3), 0.0])
+    np.testing.assert_allclose(enumerable.log_partition(half, rewards, 0.2), np.log(2), rtol=1e-6)
+    np.testing.assert_allclose(enumerable.optimal_value(half, rewards, 0.2), 0.2 * np.log(2), rtol=1e-6)
+    np.testing.assert_allclose(enumerable.expected_reward(half, rewards), 0.1 * np.log(3), rtol=1e-6)
+    assert enumerable.expected_reward(np.array([0.0, -np.inf]), np.array([2.0, 5.0])) == 2
+    np.testing.assert_allclose(jax.grad(enumerable.optimal_value, 1)(half, rewards, 0.2), [0.75, 0.25], rtol=1e-6)
+
+
+def test_several_prompts_are_a_vmap():
+    """Different references and rewards: each row as if alone; one table of logits for each prompt."""
+    refs, rewards = log_probs.log_softmax(RNG.normal(size=(3, N))), RNG.normal(size=(3, N))
+    values = jax.vmap(enumerable.optimal_value, (0, 0, None))(refs, rewards, 0.3)
+    best = jax.vmap(enumerable.optimal_log_probs, (0, 0, None))(refs, rewards, 0.3)
+    objectives = jax.vmap(enumerable.regularized_objective, (0, 0, 0, None))(best, refs, rewards, 0.3)
+    np.testing.assert_allclose(objectives, values, rtol=1e-5)
+    for row in range(3):
+        probs = numpy_losses.optimal_probs(np.exp(np.float64(refs[row])), rewards[row], 0.3)
+        np.testing.assert_allclose(jnp.exp(best[row]), probs, rtol=1e-4)
+    tables = RNG.normal(size=(3, *TABLE.shape))
+    score = lambda table: enumerable.string_log_probs(lambda tokens: table_logits(table, tokens), TOKENS, MASK)
+    together = jax.vmap(score)(jnp.asarray(tables))
+    np.testing.assert_allclose(together, [score(jnp.asarray(table)) for table in tables], rtol=1e-6)
+    np.testing.assert_allclose(jnp.exp(together).sum(1), 1, rtol=1e-6)
 
 
 @pytest.mark.parametrize("beta", [0.1, 1.0, 10.0])
@@ -120,16 +156,29 @@ def test_the_slope_of_the_frontier_is_beta():
         np.testing.assert_allclose(reward_slope / divergence_slope, 0.4, rtol=1e-10)
 
 
-@jax.jit
+TABLE = RNG.normal(size=(enumerable.num_prefixes(VOCAB, LENGTH), VOCAB))
+
+
 def table_logits(table, tokens):
-    """An autoregressive table: one row of logits for each prefix, told apart by its tokens read as a number."""
-    shifted = jnp.pad(tokens[:, :-1] + 1, [(0, 0), (1, 0)])
-    codes = jax.lax.associative_scan(lambda a, b: (a[0] * b[1] + b[0], a[1] * b[1]),
-                                     (shifted, jnp.full_like(shifted, VOCAB + 1)), axis=1)[0]  # fmt: skip
-    return table[codes]
+    """An autoregressive table: one row of logits for each prefix."""
+    return table[enumerable.prefix_rows(tokens, VOCAB)]
 
 
-TABLE = RNG.normal(size=((VOCAB + 1) ** LENGTH, VOCAB))
+def test_prefix_rows_by_hand():
+    """The empty prefix, then 0, 1, 2, then 00, 01, 02, 10, ...: 1 + 3 + 9 rows; 1 2 is row 4 + 1 * 3 + 2."""
+    assert enumerable.num_prefixes(3, 3) == 13
+    np.testing.assert_array_equal(enumerable.prefix_rows(np.array([[0, 0, 0], [1, 2, 0]]), 3), [[0, 1, 4], [0, 2, 9]])
+
+
+@pytest.mark.parametrize(("vocab_size", "length", "eos_id"), [(3, 3, 2), (4, 3, None), (2, 5, 1), (1, 3, None)])
+def test_prefix_rows_number_the_prefixes_without_a_gap(vocab_size, length, eos_id):
+    """Listed by length, then in lexicographic order."""
+    tokens = np.array(enumerable.all_strings(vocab_size, length, eos_id)[0])
+    listed = [prefix for t in range(length) for prefix in itertools.product(range(vocab_size), repeat=t)]
+    assert enumerable.num_prefixes(vocab_size, length) == len(listed)
+    rows = np.array(enumerable.prefix_rows(tokens, vocab_size))
+    for row, string in zip(rows, tokens.tolist(), strict=True):
+        assert row.tolist() == [listed.index(tuple(string[:t])) for t in range(length)]
 
 
 def test_string_log_probs_equal_a_loop_over_tokens():
@@ -167,39 +216,42 @@ def test_a_gpt2_assigns_probability_one_to_all_strings_together():
     np.testing.assert_allclose(scored, jnp.where(MASK, log_probs.token_log_probs(full, tokens), 0).sum(1), rtol=1e-5)
 
 
-def population_dpo_loss(policy, beta, ref, rewards):
-    """The mean DPO loss over every ordered pair, chosen with Bradley and Terry's probability of the rewards."""
-    chosen, rejected = np.nonzero(~np.eye(N, dtype=bool))
-    weight = np.exp(ref[chosen] + ref[rejected]) * numpy_losses.sigmoid(rewards[chosen] - rewards[rejected])
-    losses = dpo.dpo_loss(policy[chosen], policy[rejected], ref[chosen], ref[rejected], beta=beta)
-    return jnp.sum(weight * losses)
+TIED = np.array([0.4, -1.0, 0.4, 2.0, -1.0])
+UNEVEN = np.array([0.1, 0.3, 0.2, 0.05, 0.35])
 
 
-def test_population_dpo_is_smallest_exactly_at_the_optimum_of_rlhf():
-    """On choices of full support, and nowhere else: no gradient, and a Hessian positive but for the shift."""
-    with jax.enable_x64(True):
-        gradient = jax.jit(
-            jax.grad(lambda logits: population_dpo_loss(log_probs.log_softmax(logits), 0.4, REF, REWARDS))
-        )
-        best = enumerable.optimal_log_probs(REF, REWARDS, 0.4)
-        assert jnp.abs(gradient(REF)).max() > 1e-3
-        np.testing.assert_allclose(gradient(best), 0, atol=1e-15)
-        curvatures = np.linalg.eigvalsh(jax.jit(jax.jacfwd(gradient))(best))
-        assert abs(curvatures[0]) < 1e-12
-        assert curvatures[1] > 1e-5
+@pytest.mark.parametrize("n", [1, 2, 4])
+def test_best_of_n_equals_the_enumeration_of_all_draws(n):
+    for rewards in (TIED, np.arange(5.0), np.zeros(5)):
+        exact = jnp.exp(enumerable.best_of_n_log_probs(np.log(UNEVEN), rewards, n))
+        np.testing.assert_allclose(exact, numpy_losses.best_of_n_probs(UNEVEN, rewards, n), rtol=1e-5)
 
 
-def test_gradient_descent_on_population_dpo_carries_a_table_to_the_optimum():
-    """The policy is an autoregressive table of logits, scored token by token."""
-    policy = lambda table: enumerable.string_log_probs(lambda tokens: table_logits(table, tokens), TOKENS, MASK)
-    ref = np.array(policy(jnp.asarray(TABLE)))
-    best = enumerable.optimal_log_probs(ref, REWARDS, 0.4)
-    loss = lambda table: population_dpo_loss(policy(table), 0.4, ref, REWARDS)
+def test_best_of_n_ends_at_the_best_strings_and_keeps_impossible_ones_out():
+    with_zero = np.log(np.array([0.5, 0.25, 0.25])), np.array([-1.0, 3.0, 3.0])
+    np.testing.assert_allclose(jnp.exp(enumerable.best_of_n_log_probs(*with_zero, 200)), [0, 0.5, 0.5], atol=1e-6)
+    np.testing.assert_allclose(enumerable.best_of_n_log_probs(*with_zero, 200)[0], 200 * np.log(0.5), rtol=1e-5)
+    impossible = np.array([-np.inf, np.log(0.5), np.log(0.5), -np.inf])
+    measure = lambda ref: enumerable.best_of_n_log_probs(ref, np.array([-2.0, 0.0, 1.0, 2.0]), 3)
+    np.testing.assert_allclose(jnp.exp(measure(impossible)), [0, 0.125, 0.875, 0], rtol=1e-6)
+    assert jnp.isfinite(jax.jacrev(measure)(impossible)).all()
 
-    def step(table, _):
-        return table - 20 * jax.grad(loss)(table), kl.exact_kl(policy(table), best)
 
-    _, divergences = jax.lax.scan(step, jnp.asarray(TABLE), length=1500)
-    assert divergences[0] > 0.5
-    assert (np.diff(divergences[:50]) < 0).all()
-    assert divergences[-1] < 1e-3
+def test_the_divergence_of_best_of_n_is_below_its_published_bound_and_approaches_it():
+    """log n − (n − 1)/n, met by many strings of little probability and without ties."""
+    for n in (2, 8, 32):
+        bound = np.log(n) - (n - 1) / n
+        few = kl.exact_kl(enumerable.best_of_n_log_probs(np.log(UNEVEN), TIED, n), np.log(UNEVEN))
+        even = np.full(4000, -np.log(4000))
+        many = kl.exact_kl(enumerable.best_of_n_log_probs(even, np.arange(4000.0), n), even)
+        assert few < bound
+        assert 0.98 * bound < many < bound * (1 + 1e-4)
+
+
+def test_best_of_n_batches_keeps_its_dtype_and_refuses_mismatched_shapes():
+    refs = jnp.asarray(RNG.normal(size=(3, 5)), jnp.bfloat16)
+    measure = jax.vmap(lambda ref: enumerable.best_of_n_log_probs(ref, TIED, 3))
+    np.testing.assert_array_equal(measure(refs)[1], enumerable.best_of_n_log_probs(refs[1], TIED, 3))
+    assert enumerable.best_of_n_log_probs(refs[0], refs[1], 3).dtype == jnp.bfloat16
+    with pytest.raises((TypeError, ValueError)):
+        enumerable.best_of_n_log_probs(refs[0], TIED[:4], 3)

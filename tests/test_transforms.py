@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax import dpo, enumerable, group, kl, log_probs, masking, policy_gradient, ppo, reward_model
+from rlhf_jax import dpo, enumerable, group, kl, log_probs, masking, policy_gradient, population, ppo, reward_model
 
-MODULES = (dpo, enumerable, group, kl, log_probs, masking, policy_gradient, ppo, reward_model)
+MODULES = (dpo, enumerable, group, kl, log_probs, masking, policy_gradient, population, ppo, reward_model)
 RNG = np.random.default_rng(0)
 ELEMENTS = (4,)
 VECTORS = (4, 5)
@@ -90,14 +90,28 @@ def fill(case, dtype, batch=()):
             yield jnp.asarray(rng.uniform(0.1, 2, batch + argument), dtype)
         else:
             yield jnp.broadcast_to(argument, batch + argument.shape)
+    Case(enumerable.log_partition, (ELEMENTS, ELEMENTS, ())),
+    Case(enumerable.optimal_value, (ELEMENTS, ELEMENTS, ())),
+    Case(enumerable.expected_reward, (ELEMENTS,) * 2),
+    Case(population.choice_probs, (ELEMENTS,) * 2, {"temperature": 0.5, "position_bias": 0.3, "flip_prob": 0.1}),
 
 
 def test_no_public_function_is_missing():
     public = {
         function
+    enumerable.check_bytes,
+    enumerable.num_prefixes,
+    enumerable.prefix_rows,
+    enumerable.best_of_n_log_probs,
+    enumerable.objective_gradient,
+    enumerable.objective_hvp,
         for module in MODULES
         for name, function in vars(module).items()
         if callable(function) and getattr(function, "__module__", "") == module.__name__ and not name.startswith("_")
+    population.PairWeights,
+    population.Choices,
+    population.bradley_terry_population,
+    population.sample_choices,
     }
     assert public == {case.function for case in CASES} | ELSEWHERE
 
