@@ -1,4 +1,13 @@
-"""The Kullback-Leibler divergence KL(π ‖ π_ref), exactly and estimated from samples of π; in nats."""
+"""The Kullback-Leibler divergence KL(π ‖ π_ref), exactly and estimated from samples of π; in nats.
+
+An unbiased value does not make an unbiased gradient. Over samples of π (the last row: of any π_old),
+
+    estimate                            mean value       mean gradient, used as a loss
+    k1                                  KL(π ‖ π_ref)    0
+    k2                                  biased           ∇ KL(π ‖ π_ref)
+    k3                                  KL(π ‖ π_ref)    ∇ KL(π_ref ‖ π)
+    importance_weighted of k1 or k3     KL(π ‖ π_ref)    ∇ KL(π ‖ π_ref)
+"""
 
 import math
 
@@ -88,6 +97,26 @@ def k3(
     small = jnp.where(near, log_ratio, 0)
     series = jnp.square(small) * jnp.polyval(jnp.asarray(_SERIES, small.dtype), small)
     return jnp.where(near, series, jnp.expm1(log_ratio) - log_ratio)
+
+
+@jax.jit
+def importance_weighted(
+    estimates: Float[ArrayLike, "*s"],
+    log_probs: Float[ArrayLike, "*s"],
+    old_log_probs: Float[ArrayLike, "*s"] | Float[ArrayLike, ""],
+) -> Float[Array, "*s"]:
+    """(π(x) / π_old(x)) k(x) for x drawn from π_old, the gradient flowing through both factors.
+
+    With k1 or k3 its mean is KL(π ‖ π_ref) and its gradient's mean ∇ KL(π ‖ π_ref), on-policy and off: at π = π_old
+    the value is k itself but the gradient is not. Over tokens each ratio weighs its own token alone, as in TRL
+    (`use_bias_correction_kl`); Tunix has no weight.
+
+    Args:
+        estimates: k(x), a function of `log_probs` still to be differentiated.
+        old_log_probs: log π_old(x), of the policy that drew x; receives no gradient.
+    """
+    check_same_shape(estimates=estimates, log_probs=log_probs, old_log_probs=old_log_probs)
+    return jnp.exp(lp.log_ratio(log_probs, jax.lax.stop_gradient(old_log_probs))) * estimates
 
 
 @jax.jit

@@ -44,6 +44,12 @@ def clipped_surrogate_loss(log_prob, old_log_prob, advantage, clip_eps):
     return -min(ratio * advantage, min(max(ratio, 1 - clip_eps), 1 + clip_eps) * advantage)
 
 
+def dual_clip_loss(log_prob, old_log_prob, advantage, clip_eps, dual_clip):
+    """−max(L^PPO, c A) where A < 0, else −L^PPO."""
+    objective = -clipped_surrogate_loss(log_prob, old_log_prob, advantage, clip_eps)
+    return -max(objective, dual_clip * advantage) if advantage < 0 else -objective
+
+
 def clipped_value_loss(value, old_value, target, clip_eps):
     """½ max((v − R)², (clip(v, v_old − ε, v_old + ε) − R)²)."""
     clipped = min(max(np.float64(value), old_value - clip_eps), old_value + clip_eps)
@@ -61,6 +67,55 @@ def rloo_advantages(rewards):
     """r_i − mean of the others."""
     others = [[other for j, other in enumerate(rewards) if j != i] for i in range(len(rewards))]
     return np.array([reward - sum(rest) / len(rest) for reward, rest in zip(rewards, others, strict=True)])
+
+
+def dapo_loss(log_prob, old_log_prob, advantage, clip_eps_low, clip_eps_high):
+    """−min(r A, clip(r, 1 − ε_low, 1 + ε_high) A)."""
+    ratio = np.exp(np.float64(log_prob)) / np.exp(np.float64(old_log_prob))
+    return -min(ratio * advantage, min(max(ratio, 1 - clip_eps_low), 1 + clip_eps_high) * advantage)
+
+
+def grpo_loss(log_prob, old_log_prob, ref_log_prob, advantage, clip_eps, beta):
+    """−min(r A, clip(r, 1 − ε, 1 + ε) A) + β (π_ref/π − log π_ref/π − 1)."""
+    surrogate = clipped_surrogate_loss(log_prob, old_log_prob, advantage, clip_eps)
+    return surrogate + beta * kl_estimates(log_prob, ref_log_prob)[2]
+
+
+def gspo_loss(log_probs, old_log_probs, advantage, mask, clip_eps_low, clip_eps_high):
+    """DAPO's loss of a string whose ratio is (π(y)/π_old(y))^{1/|y|}; 0 without tokens."""
+    kept = [(new, old) for new, old, keep in zip(log_probs, old_log_probs, mask, strict=True) if keep]
+    if not kept:
+        return 0.0
+    log_ratio = sum(np.float64(new) - old for new, old in kept) / len(kept)
+    return dapo_loss(log_ratio, 0.0, advantage, clip_eps_low, clip_eps_high)
+
+
+def cispo_loss(log_prob, old_log_prob, advantage, clip_eps_low, clip_eps_high):
+    """−clip(r, 1 − ε_low, 1 + ε_high) A log π."""
+    ratio = np.exp(np.float64(log_prob)) / np.exp(np.float64(old_log_prob))
+    return -min(max(ratio, 1 - clip_eps_low), 1 + clip_eps_high) * advantage * log_prob
+
+
+def _kept(losses, mask):
+    return [[loss for loss, keep in zip(*row, strict=True) if keep] for row in zip(losses, mask, strict=True)]
+
+
+def token_mean(losses, mask):
+    """Σ over all tokens / their number."""
+    strings = _kept(losses, mask)
+    return sum(map(sum, strings)) / sum(map(len, strings))
+
+
+def sequence_mean(losses, mask):
+    """Mean over strings of the mean over each one's tokens."""
+    strings = _kept(losses, mask)
+    return sum(sum(string) / len(string) for string in strings if string) / len(strings)
+
+
+def fixed_length_mean(losses, mask, length):
+    """Σ over all tokens / (strings · L)."""
+    strings = _kept(losses, mask)
+    return sum(map(sum, strings)) / (len(strings) * length)
 
 
 def sigmoid(x):

@@ -52,6 +52,30 @@ def clipped_surrogate_loss(
 
 
 @jax.jit
+def dual_clip_loss(
+    log_probs: Float[ArrayLike, "*s"],
+    old_log_probs: Float[ArrayLike, "*s"] | Float[ArrayLike, ""],
+    advantages: Float[ArrayLike, "*s"] | Float[ArrayLike, ""],
+    *,
+    clip_eps: Scalar,
+    dual_clip: Scalar,
+) -> Float[Array, "*s"]:
+    """PPO's clipped loss, and at most −c A where A < 0: a bad action grown likely pulls no harder than r = c.
+
+    −max(min(r A, clip(r, 1 − ε, 1 + ε) A), c A) where A < 0, `clipped_surrogate_loss` elsewhere. The gradient is also
+    0 where r > c and A < 0.
+
+    Args:
+        dual_clip: c > 1 + ε; TRL's `delta`, Tunix's `epsilon_c`.
+
+    Reference: Ye et al. (2020), "Mastering Complex Control in MOBA Games with Deep Reinforcement Learning".
+    """
+    loss = clipped_surrogate_loss(log_probs, old_log_probs, advantages, clip_eps=clip_eps)
+    advantages = jax.lax.stop_gradient(advantages)
+    return jnp.where(jnp.less(advantages, 0), jnp.minimum(loss, -dual_clip * advantages), loss)
+
+
+@jax.jit
 def clipped_value_loss(
     values: Float[ArrayLike, "*s"],
     old_values: Float[ArrayLike, "*s"] | Float[ArrayLike, ""],

@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.test_util import check_grads
 
 from rlhf_jax import kl, numpy_losses
 
@@ -89,19 +90,61 @@ def test_schulmans_table_of_bias_and_deviation(mean, expected):
             )
 
 
-def test_expected_gradients_of_the_estimators():
-    """By enumeration: k1's is zero, k2's is that of KL(π ‖ π_ref), k3's is that of KL(π_ref ‖ π)."""
-    logits, ref_log_probs = jnp.asarray(LOGITS[0]), _log_softmax(REF_LOGITS[0])
-    probs = jax.nn.softmax(logits)
+def test_the_estimators_as_losses_by_enumeration():
+    """The module's table in float64, E over x ~ π of the value and of the gradient: k1's is zero, k2's that of
+    KL(π ‖ π_ref), k3's that of KL(π_ref ‖ π); the weighted k1 and k3 have both right, whatever policy drew x.
+    """
+    with jax.enable_x64(True):
+        logits, ref_logits, old_logits = (
+            jnp.asarray(row, jnp.float64) for row in (LOGITS[0], REF_LOGITS[0], LOGITS[1])
+        )
+        ref, divergence = jax.nn.log_softmax(ref_logits), kl.categorical_kl(logits, ref_logits)
+        forward = jax.grad(kl.categorical_kl, 0)(logits, ref_logits)
+        backward = jax.grad(kl.categorical_kl, 1)(ref_logits, logits)
+        half_square = jax.nn.softmax(logits) @ jnp.square(jax.nn.log_softmax(logits) - ref) / 2
 
-    def expected_gradient(estimator):
-        return jax.grad(lambda logits: probs @ estimator(jax.nn.log_softmax(logits), ref_log_probs))(logits)
+        def means(sampler, estimate):
+            """E over x ~ softmax(sampler) of the estimate and of its gradient."""
+            drawn = jax.nn.log_softmax(sampler)
+            mean = lambda logits: jnp.exp(drawn) @ estimate(jax.nn.log_softmax(logits), drawn)
+            return jax.value_and_grad(mean)(logits)
 
-    forward = jax.grad(kl.categorical_kl, 0)(logits, ref_log_probs)
-    backward = jax.grad(kl.categorical_kl, 1)(ref_log_probs, logits)
-    np.testing.assert_allclose(expected_gradient(kl.k1), 0, atol=1e-7)
-    np.testing.assert_allclose(expected_gradient(kl.k2), forward, atol=1e-6)
-    np.testing.assert_allclose(expected_gradient(kl.k3), backward, atol=1e-6)
+        for estimator, value, gradient in (
+            (kl.k1, divergence, 0), (kl.k2, half_square, forward), (kl.k3, divergence, backward)
+        ):  # fmt: skip
+            measured = means(logits, lambda log_probs, drawn, k=estimator: k(log_probs, ref))
+            np.testing.assert_allclose(measured[0], value, rtol=1e-13)
+            np.testing.assert_allclose(measured[1], gradient, atol=1e-14)
+        assert abs(half_square / divergence - 1) > 0.05
+        for sampler in (logits, old_logits):
+            for estimator in (kl.k1, kl.k3):
+                weighted = lambda log_probs, drawn, k=estimator: kl.importance_weighted(
+                    k(log_probs, ref), log_probs, drawn
+                )
+                value, gradient = means(sampler, weighted)
+                np.testing.assert_allclose(value, divergence, rtol=1e-13)
+                np.testing.assert_allclose(gradient, forward, atol=1e-14)
+
+
+def test_importance_weighting_by_hand():
+    """π/π_old = 3 times k = 0.5: by the product rule 3 to the estimate, 1.5 to log π and nothing to log π_old."""
+    weighted = jax.value_and_grad(kl.importance_weighted, (0, 1, 2))
+    value, slopes = weighted(0.5, np.log(0.6), np.log(0.2))
+    np.testing.assert_allclose((value, *slopes), (1.5, 3, 1.5, 0), rtol=1e-6)
+    values = weighted(0.5, 1e3, 0.0)
+    assert np.isfinite((values[0], *values[1])).all()
+
+
+def test_gradients_equal_finite_differences():
+    with jax.enable_x64(True):
+        log_probs, ref = (jnp.asarray(row, jnp.float64) for row in (LOGITS[0], REF_LOGITS[0]))
+
+        def values(log_probs, ref):
+            k1, k2, k3 = (estimator(log_probs, ref) for estimator in (kl.k1, kl.k2, kl.k3))
+            weighted = kl.importance_weighted(k3, log_probs, jnp.zeros(6))
+            return k1, k2, k3, weighted, kl.exact_kl(log_probs, ref)
+
+        check_grads(jax.jit(values), (log_probs, ref), order=1, modes=["rev"], atol=1e-7, rtol=1e-7)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.bfloat16, 2e-2), (jnp.float32, 2e-6), (jnp.float64, 1e-14)])

@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.test_util import check_grads
 
 from rlhf_jax import kl, masking, numpy_losses, ppo
 
@@ -71,6 +72,47 @@ def test_an_absurd_unmasked_ratio_stays_finite_and_a_nan_does_not_hide():
     assert jnp.isfinite(slope)
     for arguments in ((np.nan, 0.0, 1.0), (0.0, np.nan, 1.0), (0.0, 0.0, np.nan)):
         assert jnp.isnan(ppo.clipped_surrogate_loss(*arguments, clip_eps=0.2))
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "slope"),
+    [(5.0, -2.0, 6.0, 0.0), (2.5, -2.0, 5.0, 5.0), (0.5, -2.0, 1.6, 0.0), (1.1, -2.0, 2.2, 2.2),
+     (5.0, 2.0, -2.4, 0.0), (1.1, 2.0, -2.2, -2.2), (5.0, 0.0, 0.0, 0.0)],
+)  # fmt: skip
+def test_dual_clip_and_its_gradient_by_hand(ratio, advantage, loss, slope):
+    """ε = 0.2, c = 3: a negative advantage costs at most 3 |A|; a positive one is PPO's."""
+    dual = jax.value_and_grad(lambda *arguments: ppo.dual_clip_loss(*arguments, clip_eps=0.2, dual_clip=3.0), (0, 1, 2))
+    value, slopes = dual(np.log(ratio), 0.0, advantage)
+    np.testing.assert_allclose((value, *slopes), (loss, slope, 0, 0), rtol=1e-6)
+
+
+def test_dual_clip_equals_the_loop_and_without_its_bound_ppos_clip():
+    new = (OLD + 3 * (NEW - OLD)).astype(np.float32)
+    expected = np.vectorize(numpy_losses.dual_clip_loss)(new, OLD, ADVANTAGES, 0.2, 1.5)
+    surrogate = ppo.clipped_surrogate_loss(new, OLD, ADVANTAGES, clip_eps=0.2)
+    assert (expected < surrogate - 1e-3).sum() > 10
+    np.testing.assert_allclose(
+        ppo.dual_clip_loss(new, OLD, ADVANTAGES, clip_eps=0.2, dual_clip=1.5), expected, rtol=2e-5
+    )
+    np.testing.assert_array_equal(ppo.dual_clip_loss(new, OLD, ADVANTAGES, clip_eps=0.2, dual_clip=1e6), surrogate)
+
+
+def test_gradients_equal_finite_differences_away_from_the_kinks():
+    with jax.enable_x64(True):
+        new = jnp.log(jnp.asarray([1.1, 0.9, 1.5, 0.5, 4.0, 0.7]))
+        advantages, targets = (
+            jnp.asarray([1.0, -2.0, -1.5, 0.7, -0.4, -1.0]),
+            jnp.asarray([2.0, 0.3, -1.0, 0.0, 3.0, 0.1]),
+        )
+
+        def losses(new):
+            dual = ppo.dual_clip_loss(new, 0.0, advantages, clip_eps=0.2, dual_clip=3.0).sum()
+            surrogate = ppo.clipped_surrogate_loss(new, 0.0, advantages, clip_eps=0.2).sum()
+            return jnp.stack(
+                [dual, surrogate, ppo.clipped_value_loss(new, 0.0, targets, clip_eps=0.2).sum(), ppo.entropy(new)]
+            )
+
+        check_grads(jax.jit(losses), (new,), order=1, modes=["rev"], atol=1e-7, rtol=1e-7)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ ELEMENTS = (4,)
 VECTORS = (4, 5)
 IDS = RNG.integers(0, 5, (4, 3))
 KEPT = np.array([True, False, True, True])
+KEPT_ROWS = np.array([KEPT, ~KEPT])
 KEPT_DTYPE = lambda dtype: dtype
 WIDENED = lambda dtype: jnp.promote_types(dtype, jnp.float32)
 
@@ -48,14 +49,24 @@ CASES = [
     Case(group.centered_advantages, (ELEMENTS,)),
     Case(group.standardized_advantages, (ELEMENTS,), {"eps": 0.1}),
     Case(group.rloo_advantages, (ELEMENTS,)),
+    Case(group.rloo_loss, (ELEMENTS,) * 2),
+    Case(group.grpo_loss, (ELEMENTS,) * 4, {"clip_eps": 0.2, "beta": 0.1}),
+    Case(group.dapo_loss, (ELEMENTS,) * 3, {"clip_eps_low": 0.2, "clip_eps_high": 0.3}),
+    Case(group.gspo_loss, (ELEMENTS, ELEMENTS, (), KEPT), {"clip_eps_low": 0.2, "clip_eps_high": 0.3}),
+    Case(group.cispo_loss, (ELEMENTS,) * 3, {"clip_eps_low": 0.2, "clip_eps_high": 0.3}),
+    Case(group.token_mean, ((2, 4), KEPT_ROWS)),
+    Case(group.sequence_mean, ((2, 4), KEPT_ROWS)),
+    Case(group.fixed_length_mean, ((2, 4), KEPT_ROWS, ())),
     Case(kl.k1, (ELEMENTS,) * 2),
     Case(kl.k2, (ELEMENTS,) * 2),
     Case(kl.k3, (ELEMENTS,) * 2),
     Case(kl.exact_kl, (VECTORS,) * 2),
     Case(kl.categorical_kl, (VECTORS,) * 2, result_dtype=WIDENED),
+    Case(kl.importance_weighted, (ELEMENTS,) * 3),
     Case(kl.adaptive_kl_coefficient, ((), ()), {"target": 6.0, "gain": 0.1}),
     Case(ppo.probability_ratio, (ELEMENTS,) * 2),
     Case(ppo.clipped_surrogate_loss, (ELEMENTS,) * 3, {"clip_eps": 0.2}),
+    Case(ppo.dual_clip_loss, (ELEMENTS,) * 3, {"clip_eps": 0.2, "dual_clip": 3.0}),
     Case(ppo.clipped_value_loss, (ELEMENTS,) * 3, {"clip_eps": 0.2}),
     Case(ppo.entropy, (VECTORS,), result_dtype=WIDENED),
     Case(ppo.clip_fraction, (ELEMENTS, ELEMENTS, KEPT), {"clip_eps": 0.2}, result_dtype=lambda _: jnp.float32),
