@@ -156,6 +156,30 @@ def hinge_loss(chosen, rejected, ref_chosen, ref_rejected, beta):
     return max(0.0, 1 - beta * ((np.float64(chosen) - ref_chosen) - (rejected - ref_rejected)))
 
 
+def f_dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta, f_prime):
+    """−log σ(β [f′(ρ⁺) − f′(ρ⁻)]), ρ = π/π_ref."""
+    chosen_ratio, rejected_ratio = np.exp(np.float64(chosen) - ref_chosen), np.exp(np.float64(rejected) - ref_rejected)
+    return -np.log(sigmoid(beta * (f_prime(chosen_ratio) - f_prime(rejected_ratio))))
+
+
+def kto_loss(log_prob, ref_log_prob, desirable, kl_baseline, beta):
+    """1 − σ(β (u − z)) if desirable, 1 − σ(β (z − u)) if not, u = log π/π_ref."""
+    log_ratio = np.float64(log_prob) - ref_log_prob
+    return 1 - sigmoid(beta * (log_ratio - kl_baseline if desirable else kl_baseline - log_ratio))
+
+
+def simpo_loss(chosen_mean, rejected_mean, beta, margin):
+    """−log σ(β m⁺ − β m⁻ − γ), m the mean log-probability of a token."""
+    return -np.log(sigmoid(beta * chosen_mean - beta * rejected_mean - margin))
+
+
+def orpo_loss(chosen_mean, rejected_mean, weight):
+    """−m⁺ − λ log σ(log(odds⁺ / odds⁻)), odds = p / (1 − p), p = e^m."""
+    chosen, rejected = np.exp(np.float64(chosen_mean)), np.exp(np.float64(rejected_mean))
+    odds_ratio = (chosen / (1 - chosen)) / (rejected / (1 - rejected))
+    return -chosen_mean - weight * np.log(sigmoid(np.log(odds_ratio)))
+
+
 def all_strings(vocab_size, length, eos_id):
     """Every string that ends at its first EOS, or has the full length without one; in lexicographic order."""
     strings = []

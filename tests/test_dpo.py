@@ -1,3 +1,6 @@
+import functools
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +21,27 @@ LOSSES = {
     "hinge": (dpo.hinge_loss, numpy_losses.hinge_loss, {"beta": 0.1}),
 }
 cases = pytest.mark.parametrize(("loss", "loop", "coefficients"), LOSSES.values(), ids=LOSSES)
+
+# f′ of the log-ratio; of the ratio ρ: the generator f, the textbook's f′ (its constants cancel), and ρ f″(ρ).
+DIVERGENCES = {
+    "reverse KL": (dpo.reverse_kl_f_prime, lambda p: p * jnp.log(p), lambda p: np.log(p) + 1, lambda p: 1),
+    "forward KL": (dpo.forward_kl_f_prime, lambda p: -jnp.log(p), lambda p: -1 / p, lambda p: 1 / p),
+    "Jensen-Shannon": (
+        dpo.jensen_shannon_f_prime,
+        lambda p: p * jnp.log(p) - (1 + p) * jnp.log((1 + p) / 2),
+        lambda p: np.log(p / (1 + p)),
+        lambda p: 1 / (1 + p),
+    ),
+    "alpha": (
+        functools.partial(dpo.alpha_f_prime, alpha=0.3),
+        lambda p: (p**0.7 - 0.7 * p - 0.3) / (0.3 * (0.3 - 1)),
+        lambda p: (1 - p**-0.3) / 0.3,
+        lambda p: p**-0.3,
+    ),
+}
+divergences = pytest.mark.parametrize(
+    ("f_prime", "generator", "textbook", "slope"), DIVERGENCES.values(), ids=DIVERGENCES
+)
 
 
 @cases
@@ -115,6 +139,13 @@ def test_ipo_regresses_on_half_of_one_over_beta(beta):
     np.testing.assert_allclose(jax.grad(loss)(0.0), -1 / beta, rtol=1e-6)
 
 
+def test_ipo_of_mean_log_probs_is_the_per_token_convention():
+    """Strings of 4 and 10 tokens, log-ratios of 2 and -1 nats: 2/4 + 1/10 against the target, not 2 + 1."""
+    means = np.array([-6.0 / 4, -31.0 / 10, -8.0 / 4, -30.0 / 10])
+    np.testing.assert_allclose(dpo.ipo_loss(*means, beta=0.1), (0.6 - 5) ** 2, rtol=1e-6)
+    np.testing.assert_allclose(dpo.ipo_loss(-6.0, -31.0, -8.0, -30.0, beta=0.1), (3 - 5) ** 2, rtol=1e-6)
+
+
 def test_hinge_by_hand():
     loss = jax.value_and_grad(lambda gap: dpo.hinge_loss(gap, 0.0, beta=0.5))
     np.testing.assert_allclose(loss(1.0), (0.5, -0.5))
@@ -142,3 +173,81 @@ def test_implicit_reward_by_hand():
 def test_an_unmasked_nan_propagates():
     for loss, _, coefficients in LOSSES.values():
         assert jnp.isnan(loss(np.nan, 0.0, 0.0, 0.0, **coefficients))
+
+
+@divergences
+def test_f_prime_is_the_derivative_of_f_less_its_value_at_one(f_prime, generator, textbook, slope):
+    with jax.enable_x64(True):
+        ratios = jnp.array([0.01, 0.5, 1.0, 1.7, 300.0])
+        derivative = jax.vmap(jax.grad(generator))
+        expected = derivative(ratios) - derivative(jnp.ones(1))
+        np.testing.assert_allclose(f_prime(jnp.log(ratios)), np.array(expected), rtol=1e-9, atol=1e-12)
+
+
+@divergences
+def test_f_dpo_equals_the_loop_and_its_gradient_the_closed_form(f_prime, generator, textbook, slope):
+    """∂/∂ log π(y⁺) = −β σ(−β Δ) ρ⁺ f″(ρ⁺), Δ the difference of f′."""
+    loss = functools.partial(dpo.f_dpo_loss, beta=0.6, f_prime=f_prime)
+    loop = functools.partial(numpy_losses.f_dpo_loss, beta=0.6, f_prime=textbook)
+    chosen_ratios, rejected_ratios = np.exp(HALF[0] - HALF[2]), np.exp(HALF[1] - HALF[3])
+    weights = 0.6 * numpy_losses.sigmoid(0.6 * (textbook(rejected_ratios) - textbook(chosen_ratios)))
+    chosen_slopes, rejected_slopes = weights * slope(chosen_ratios), weights * slope(rejected_ratios)
+    with jax.enable_x64(True):
+        arguments = [jnp.asarray(array) for array in HALF]
+        _, pullback, losses = jax.vjp(lambda *a: (loss(*a).sum(), loss(*a)), *arguments, has_aux=True)
+        gradients = pullback(jnp.ones(()))
+        np.testing.assert_allclose(losses, np.vectorize(loop)(*HALF), rtol=1e-12)
+        expected = (-chosen_slopes, rejected_slopes, chosen_slopes, -rejected_slopes)
+        np.testing.assert_allclose(np.array(gradients), expected, rtol=1e-12)
+
+
+@divergences
+def test_f_dpo_at_the_reference(f_prime, generator, textbook, slope):
+    loss = lambda chosen, rejected: dpo.f_dpo_loss(chosen, rejected, -30.0, -12.0, beta=0.3, f_prime=f_prime)
+    half = 0.15 * slope(1.0)
+    np.testing.assert_allclose(loss(-30.0, -12.0), np.log(2), rtol=1e-6)
+    np.testing.assert_allclose(jax.grad(loss, (0, 1))(-30.0, -12.0), (-half, half), rtol=1e-6)
+
+
+@divergences
+def test_f_dpo_of_huge_log_ratios_is_finite_and_keeps_the_dtype(f_prime, generator, textbook, slope):
+    loss = functools.partial(dpo.f_dpo_loss, ref_chosen_log_probs=0.0, ref_rejected_log_probs=0.0, beta=0.1)
+    for dtype in (jnp.float32, jnp.bfloat16):
+        huge = jnp.array([1e4, -1e4], dtype)
+        total = lambda *a: (jnp.sum(out := loss(*a, f_prime=f_prime)), out)
+        gradients, losses = jax.grad(total, (0, 1), has_aux=True)(huge, -huge)
+        assert losses.dtype == dtype
+        assert jnp.isfinite(jnp.stack([losses, *gradients])).all()
+
+
+def test_f_dpo_with_the_reverse_kl_is_dpo():
+    np.testing.assert_array_equal(
+        dpo.f_dpo_loss(*BATCH, beta=0.1, f_prime=dpo.reverse_kl_f_prime), dpo.dpo_loss(*BATCH, beta=0.1)
+    )
+
+
+def test_the_alpha_divergence_runs_from_the_reverse_to_the_forward_kl():
+    log_ratios = np.linspace(-3, 3, 7).astype(np.float32)
+    np.testing.assert_array_equal(dpo.alpha_f_prime(log_ratios, 0.0), log_ratios)
+    np.testing.assert_allclose(dpo.alpha_f_prime(log_ratios, 1e-6), log_ratios, rtol=1e-5)
+    np.testing.assert_array_equal(dpo.alpha_f_prime(log_ratios, 1.0), dpo.forward_kl_f_prime(log_ratios))
+
+
+def test_f_dpo_with_a_traced_coefficient_compiles_once_and_maps():
+    traces = []
+
+    @jax.jit
+    def loss(alpha, *log_probs):
+        traces.append(alpha)
+        return dpo.f_dpo_loss(*log_probs, beta=0.1, f_prime=lambda log_ratio: dpo.alpha_f_prime(log_ratio, alpha))
+
+    rows = jnp.stack([loss(alpha, *HALF) for alpha in (0.2, 0.7)])
+    assert len(traces) == 1
+    mapped = jax.vmap(loss, (0, None, None, None, None))(jnp.array([0.2, 0.7]), *HALF)
+    np.testing.assert_allclose(mapped, rows, rtol=1e-6)
+
+
+def test_f_dpo_refuses_mismatched_shapes_by_name():
+    bare = inspect.unwrap(dpo.f_dpo_loss)
+    with pytest.raises(ValueError, match="rejected_log_probs"):
+        bare(np.zeros(4), np.zeros((4, 1)), 0.0, 0.0, beta=0.1, f_prime=dpo.reverse_kl_f_prime)
