@@ -83,13 +83,27 @@ CASES = [
     Case(policy_gradient.reinforce_loss, (ELEMENTS,) * 2),
     Case(enumerable.optimal_log_probs, (ELEMENTS, ELEMENTS, ())),
     Case(enumerable.regularized_objective, (ELEMENTS, ELEMENTS, ELEMENTS, ())),
+    Case(enumerable.log_partition, (ELEMENTS, ELEMENTS, ())),
+    Case(enumerable.optimal_value, (ELEMENTS, ELEMENTS, ())),
+    Case(enumerable.expected_reward, (ELEMENTS,) * 2),
+    Case(population.choice_probs, (ELEMENTS,) * 2, {"temperature": 0.5, "position_bias": 0.3, "flip_prob": 0.1}),
 ]
 # Not of arrays alone, or of two results: their own modules' tests do the same for them.
 ELSEWHERE = {
     enumerable.all_strings,
+    enumerable.check_bytes,
+    enumerable.num_prefixes,
+    enumerable.prefix_rows,
+    enumerable.best_of_n_log_probs,
+    enumerable.objective_gradient,
+    enumerable.objective_hvp,
     enumerable.string_log_probs,
     enumerable.frontier,
     policy_gradient.policy_gradient,
+    population.PairWeights,
+    population.Choices,
+    population.bradley_terry_population,
+    population.sample_choices,
 }
 cases = pytest.mark.parametrize("case", CASES, ids=lambda case: case.function.__name__)
 
@@ -101,28 +115,14 @@ def fill(case, dtype, batch=()):
             yield jnp.asarray(rng.uniform(0.1, 2, batch + argument), dtype)
         else:
             yield jnp.broadcast_to(argument, batch + argument.shape)
-    Case(enumerable.log_partition, (ELEMENTS, ELEMENTS, ())),
-    Case(enumerable.optimal_value, (ELEMENTS, ELEMENTS, ())),
-    Case(enumerable.expected_reward, (ELEMENTS,) * 2),
-    Case(population.choice_probs, (ELEMENTS,) * 2, {"temperature": 0.5, "position_bias": 0.3, "flip_prob": 0.1}),
 
 
 def test_no_public_function_is_missing():
     public = {
         function
-    enumerable.check_bytes,
-    enumerable.num_prefixes,
-    enumerable.prefix_rows,
-    enumerable.best_of_n_log_probs,
-    enumerable.objective_gradient,
-    enumerable.objective_hvp,
         for module in MODULES
         for name, function in vars(module).items()
         if callable(function) and getattr(function, "__module__", "") == module.__name__ and not name.startswith("_")
-    population.PairWeights,
-    population.Choices,
-    population.bradley_terry_population,
-    population.sample_choices,
     }
     assert public == {case.function for case in CASES} | ELSEWHERE
 
