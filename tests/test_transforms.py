@@ -44,6 +44,13 @@ CASES = [
     Case(dpo.ipo_loss, (ELEMENTS,) * 4, {"beta": 0.1}),
     Case(dpo.hinge_loss, (ELEMENTS,) * 4, {"beta": 0.1}),
     Case(dpo.implicit_reward, (ELEMENTS,) * 2, {"beta": 0.1}),
+    Case(dpo.kto_loss, (ELEMENTS, ELEMENTS, KEPT, ELEMENTS), {"beta": 0.1}),
+    Case(dpo.simpo_loss, (ELEMENTS,) * 2, {"beta": 2.0, "margin": 0.5}),
+    Case(dpo.orpo_loss, (ELEMENTS,) * 2, {"weight": 0.3}),
+    Case(dpo.reverse_kl_f_prime, (ELEMENTS,)),
+    Case(dpo.forward_kl_f_prime, (ELEMENTS,)),
+    Case(dpo.jensen_shannon_f_prime, (ELEMENTS,)),
+    Case(dpo.alpha_f_prime, (ELEMENTS, ())),
     Case(reward_model.bradley_terry_loss, (ELEMENTS,) * 2, {"margin": 0.5}),
     Case(reward_model.plackett_luce_loss, (ELEMENTS,)),
     Case(group.centered_advantages, (ELEMENTS,)),
@@ -90,6 +97,7 @@ CASES = [
 ]
 # Not of arrays alone, or of two results: their own modules' tests do the same for them.
 ELSEWHERE = {
+    dpo.f_dpo_loss,
     enumerable.all_strings,
     enumerable.check_bytes,
     enumerable.num_prefixes,
