@@ -1,0 +1,261 @@
+"""Is this gradient right? Any loss, one's own or a library's, against float64 finite differences and a closed form."""
+
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+TOLERANCE = 1e-6
+_STEPS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+_FLOOR, _LEAST_SCALE = 1e-3, 1e-8
+_ONE_SIDED_STEP = 1e-5
+
+
+class Entry(NamedTuple):
+    """One entry of the gradient; `weights` says of which total: the output's "sum", or that with "random weights"."""
+
+    argument: str
+    path: str
+    index: tuple[int, ...]
+    weights: str
+    automatic: float
+    numeric: float
+    closed_form: float | None
+    deviation: float
+
+    @property
+    def place(self) -> str:
+        """As one would write it in Python: `params['w'][0, 1]`."""
+        return f"{self.argument}{self.path}" + (f"[{', '.join(map(str, self.index))}]" if self.index else "")
+
+
+class GradientReport(NamedTuple):
+    """What `check_gradient` found; `print` it, or `assert report.ok, report`."""
+
+    worst: Entry
+    """The entry that deviates most, each entry judged at the step that agrees best."""
+    study: dict[float, float]
+    """Its deviation at each step h: falling with h near a kink, rising where the loss is rounded inside."""
+    one_sided: tuple[float, float]
+    """Its derivatives from below and from above: two different numbers at a kink."""
+    mode_deviation: float | None
+    """Forward against reverse mode in a random direction; None where the loss has a reverse mode only."""
+    narrowed: tuple[str, ...]
+    """The dtypes below float64 that floating-point numbers are cast to inside."""
+    num_entries: int
+
+    @property
+    def ok(self) -> bool:
+        deviations = (self.worst.deviation, self.mode_deviation or 0.0)
+        return max(deviations) <= TOLERANCE and not self.narrowed
+
+    @property
+    def verdict(self) -> str:
+        if self.ok:
+            return "ok"
+        if self.narrowed:
+            return f"cast to {', '.join(self.narrowed)} inside: no float64 check is possible"
+        below, above = self.one_sided
+        if not np.isfinite([self.worst.automatic, self.worst.numeric, below, above]).all():
+            return "not finite"
+        if abs(above - below) > 1e-2 * max(abs(above), abs(below)):
+            return f"a kink: {below:.4g} from below, {above:.4g} from above"
+        return "WRONG: this is not the loss's gradient"
+
+    def __str__(self) -> str:
+        worst, step = self.worst, min(self.study, key=self.study.get)
+        closed_form = [] if worst.closed_form is None else [("closed form", f"{worst.closed_form:.10g}")]
+        modes = "reverse mode only" if self.mode_deviation is None else f"{self.mode_deviation:.1e}"
+        rows = [
+            ("gradient", f"{self.verdict} ({self.num_entries} entries)"),
+            ("worst", f"{worst.place}, of the output's {worst.weights}"),
+            ("automatic", f"{worst.automatic:.10g}"),
+            ("numeric", f"{worst.numeric:.10g} at h = {step:.0e}"),
+            *closed_form,
+            ("deviation", f"{worst.deviation:.1e}"),
+            ("by step", "  ".join(f"{h:.0e}: {deviation:.0e}" for h, deviation in self.study.items())),
+            ("jvp - vjp", modes),
+        ]
+        return "\n".join(f"{name:12}{text}" for name, text in rows)
+
+
+def check_gradient(loss: Callable, *arguments: Any, closed_form: Callable | None = None) -> GradientReport:
+    """Automatic differentiation of `loss` against central differences in float64, entry by entry.
+
+    (L(x + h e_i) − L(x − h e_i)) / 2h,   h = 10⁻² … 10⁻⁶ times max(1, |x_i|), each entry at the h that agrees best.
+    A deviation is relative to the largest of the compared numbers and 10⁻³ of the loss's and gradient's own scale
+    (10⁻⁸ at least).
+
+    Args:
+        loss: of the arguments; traceable by `jax.jit`. An output that is not one number is checked in two totals: its
+            sum, and a sum with fixed random weights, in which wrong entries do not cancel.
+        arguments: any pytrees. Floating-point leaves are converted to float64 and differentiated; integers, booleans,
+            keys and all else are constants: close over what the loss takes as data (`lambda log_probs: ...`). NaN and
+            infinities are allowed where the loss ignores them.
+        closed_form: of the same arguments; the gradient of the output's sum, a tuple with an entry an argument (or
+            that of the only argument alone), `None` for an argument that it does not cover.
+    """
+    with jax.enable_x64(True):
+        leaves, structure = jax.tree_util.tree_flatten_with_path(arguments)
+        floats = [i for i, (_, leaf) in enumerate(leaves) if _is_floating(leaf)]
+        if not floats:
+            raise ValueError("there is nothing to differentiate: no argument has a floating-point leaf")
+        shapes = [np.shape(leaves[i][1]) for i in floats]
+        ends = np.cumsum([int(np.prod(shape)) for shape in shapes])
+        point = jnp.asarray(np.concatenate([np.asarray(leaves[i][1], np.float64).ravel() for i in floats]))
+
+        def rebuild(flat):
+            full = [leaf for _, leaf in leaves]
+            for i, part, shape in zip(floats, jnp.split(flat, ends[:-1]), shapes, strict=True):
+                full[i] = part.reshape(shape)
+            return jax.tree_util.tree_unflatten(structure, full)
+
+        output = lambda flat: jnp.ravel(loss(*rebuild(flat)))
+        weights = _weights(jax.eval_shape(output, point).size)
+        totals = lambda flat: weights @ output(flat).astype(float)
+
+        @jax.jit
+        def reverse(flat):
+            value, pull_back = jax.vjp(totals, flat)
+            rows = [pull_back(row)[0] for row in jnp.eye(len(weights))]
+            return value, jnp.abs(weights) @ jnp.abs(output(flat)), jnp.stack(rows)
+
+        value, size, automatic = map(np.asarray, reverse(point))
+        scale = max(_FLOOR * max(_largest(automatic), _largest(size)), _LEAST_SCALE)
+        numeric, one_sided = _differences(totals, point, value)
+        by_step = _deviation(automatic, numeric, scale)
+        deviations = np.where(np.isfinite(one_sided).all(0), by_step.min(0), np.inf)
+        stated = dict(_stated(closed_form, rebuild(point), structure, floats, shapes)) if closed_form else {}
+        for entry, number in stated.items():
+            deviations[0, entry] = max(deviations[0, entry], _deviation(automatic[0, entry], number, scale))
+        row, column = np.unravel_index(np.argmax(deviations), deviations.shape)
+        leaf = int(np.searchsorted(ends, column, side="right"))
+        offset = column - ends[leaf] + int(np.prod(shapes[leaf]))
+        worst = Entry(
+            *_names(loss, leaves[floats[leaf]][0]),
+            index=tuple(map(int, np.unravel_index(offset, shapes[leaf]))),
+            weights=("sum", "random weights")[row],
+            automatic=float(automatic[row, column]),
+            numeric=float(numeric[by_step[:, row, column].argmin(), row, column]),
+            closed_form=stated.get(column) if row == 0 else None,
+            deviation=float(deviations[row, column]),
+        )
+        return GradientReport(
+            worst,
+            dict(zip(_STEPS, by_step[:, row, column].tolist(), strict=True)),
+            tuple(one_sided[:, row, column].tolist()),
+            _mode_deviation(totals, point, automatic, scale),
+            _narrowed(jax.make_jaxpr(totals)(point)),
+            automatic.shape[1],
+        )
+
+
+def equations(jaxpr: Any) -> Iterator[Any]:
+    """Every equation of a jaxpr and of those inside it."""
+    for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        yield equation
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr):
+            if _is_jaxpr(inner):
+                yield from equations(inner)
+
+
+def _is_jaxpr(value):
+    return hasattr(value, "jaxpr") or hasattr(value, "eqns")
+
+
+def _is_floating(leaf):
+    arrays = (float, np.generic, np.ndarray, jax.Array)
+    return isinstance(leaf, arrays) and jnp.issubdtype(getattr(leaf, "dtype", float), jnp.floating)
+
+
+def _weights(size):
+    """Rows of weights [totals, outputs]: the sum's, and random ones of both signs where there are several outputs."""
+    rng = np.random.default_rng(0)
+    random = rng.choice([-1.0, 1.0], size) * rng.uniform(0.5, 1.5, size)
+    return jnp.asarray(np.stack([np.ones(size), random])[: min(size, 2)])
+
+
+def _largest(numbers):
+    return np.abs(np.where(np.isfinite(numbers), numbers, 0)).max()
+
+
+def _narrowed(jaxpr):
+    """Names of the dtypes narrower than float64 that a float64 is converted to."""
+    found = {
+        equation.outvars[0].aval.dtype
+        for equation in equations(jaxpr)
+        if equation.primitive.name == "convert_element_type" and equation.invars[0].aval.dtype == jnp.float64
+    }
+    return tuple(sorted(str(dtype) for dtype in found if jnp.issubdtype(dtype, jnp.floating) and dtype != jnp.float64))
+
+
+def _differences(totals, point, value):
+    """Central differences [steps, totals, entries]; those from below and above, [2, totals, entries]."""
+    width = jnp.where(jnp.isfinite(point), jnp.maximum(1, jnp.abs(point)), 1)
+    entries, steps = jnp.meshgrid(jnp.arange(point.size), jnp.asarray(_STEPS))
+    distances = steps * width
+
+    @jax.jit
+    def moved(distances):
+        at = lambda pair: totals(point.at[pair[0]].add(pair[1]))
+        return jax.lax.map(at, (entries.ravel(), distances.ravel())).reshape(*entries.shape, -1)
+
+    up, down, distances = map(np.asarray, (moved(distances), moved(-distances), distances))
+    small = _STEPS.index(_ONE_SIDED_STEP)
+    central = (up - down) / (2 * distances[..., None])
+    one_sided = np.stack([value - down[small], up[small] - value]) / distances[small][:, None]
+    return central.swapaxes(1, 2), one_sided.swapaxes(1, 2)
+
+
+def _stated(closed_form, arguments, structure, floats, shapes):
+    """(entry, closed form) of the entries that the closed form covers."""
+    gradients = closed_form(*arguments)
+    gradients = gradients if isinstance(gradients, tuple) else (gradients,)
+    if len(gradients) != len(arguments):
+        raise ValueError(f"closed_form gave {len(gradients)} gradients for {len(arguments)} arguments")
+    unsaid = lambda argument: jax.tree.map(lambda _: None, argument)
+    filled = tuple(unsaid(argument) if g is None else g for g, argument in zip(gradients, arguments, strict=True))
+    leaves, entry = structure.flatten_up_to(filled), 0
+    for i, shape in zip(floats, shapes, strict=True):
+        if leaves[i] is not None:
+            yield from enumerate(np.broadcast_to(leaves[i], shape).ravel().tolist(), entry)
+        entry += int(np.prod(shape))
+
+
+def _deviation(automatic, reference, scale):
+    """|a − b| relative to the larger of them, or to `scale` where that is larger still; not finite counts as inf."""
+    size = np.maximum(np.maximum(np.abs(automatic), np.abs(reference)), scale)
+    with np.errstate(invalid="ignore"):
+        deviation = np.abs(automatic - reference) / size
+    return np.where(np.isfinite(deviation), deviation, np.inf)
+
+
+def _mode_deviation(totals, point, automatic, scale):
+    rng = np.random.default_rng(1)
+    direction = jnp.asarray(rng.normal(size=point.shape))
+    try:
+        forward = jax.jit(lambda x, v: jax.jvp(totals, (x,), (v,))[1])(point, direction)
+    except TypeError as error:
+        if "custom_vjp" not in str(error):
+            raise
+        return None
+    return float(_deviation(automatic @ np.asarray(direction), np.asarray(forward), scale).max())
+
+
+def _names(loss, path):
+    """The argument's name, or its number where the signature does not tell, and the path inside it."""
+    try:
+        names = [
+            name for name, parameter in inspect.signature(loss).parameters.items() if parameter.kind in _POSITIONAL
+        ]
+    except (TypeError, ValueError):
+        names = []
+    number = path[0].idx
+    name = names[number] if number < len(names) else f"argument {number}"
+    return name, jax.tree_util.keystr(path[1:])
+
+
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
