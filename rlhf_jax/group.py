@@ -10,12 +10,12 @@ A method is its advantages, its loss and the mean that reduces it:
     GSPO       standardized_advantages  gspo_loss, a string              mean
     CISPO      standardized_advantages  cispo_loss, a token              token_mean
 
-The KL to the reference is β k3 inside GRPO's loss and part of the reward in RLOO; the other papers use none, and
-β times `kl.importance_weighted` may be added to any per-token loss. At π = π_old every loss has the policy gradient's
-gradient, −A ∇ log π (GSPO's divided by the length).
+The KL to the reference is β k3 inside GRPO's loss and part of the reward in RLOO; the other papers leave it out, and
+β times `kl.importance_weighted` may be added to any per-token loss. At π = π_old (GRPO: and β = 0) every loss has the
+policy gradient's gradient, −A ∇ log π, GSPO's divided by the length.
 
 Advantages see one group at a time; callers `vmap` over prompts. A group whose rewards are all equal says nothing: its
-advantages are 0, with finite gradients. No gradient flows into advantages, old or reference log-probabilities.
+advantages are 0, with finite gradients. No loss has a gradient for advantages, old or reference log-probabilities.
 """
 
 import jax

@@ -114,6 +114,8 @@ def importance_weighted(
     Args:
         estimates: k(x), a function of `log_probs` still to be differentiated.
         old_log_probs: log π_old(x), of the policy that drew x; receives no gradient.
+
+    Reference: DeepSeek-AI (2025), "DeepSeek-V3.2".
     """
     check_same_shape(estimates=estimates, log_probs=log_probs, old_log_probs=old_log_probs)
     return jnp.exp(lp.log_ratio(log_probs, jax.lax.stop_gradient(old_log_probs))) * estimates
