@@ -180,6 +180,62 @@ def orpo_loss(chosen_mean, rejected_mean, weight):
     return -chosen_mean - weight * np.log(sigmoid(np.log(odds_ratio)))
 
 
+def log_ratios(chosen, rejected, ref_chosen, ref_rejected):
+    """(u⁺, u⁻) = (log π/π_ref of y⁺, the same of y⁻)."""
+    return np.float64(chosen) - ref_chosen, np.float64(rejected) - ref_rejected
+
+
+def cpo_loss(chosen, rejected, beta, nll_weight):
+    """−log σ(β log π(y⁺) − β log π(y⁻)) − w log π(y⁺)."""
+    return -np.log(sigmoid(beta * chosen - beta * rejected)) - nll_weight * chosen
+
+
+def dpop_loss(chosen, rejected, ref_chosen, ref_rejected, beta, penalty_weight):
+    """−log σ(β (u⁺ − u⁻ − λ max(0, log π_ref(y⁺)/π(y⁺))))."""
+    liked, disliked = log_ratios(chosen, rejected, ref_chosen, ref_rejected)
+    return -np.log(sigmoid(beta * (liked - disliked - penalty_weight * max(0.0, -liked))))
+
+
+def apo_zero_loss(chosen, rejected, ref_chosen, ref_rejected, beta):
+    """1 − σ(β u⁺) + σ(β u⁻)."""
+    liked, disliked = log_ratios(chosen, rejected, ref_chosen, ref_rejected)
+    return 1 - sigmoid(beta * liked) + sigmoid(beta * disliked)
+
+
+def apo_down_loss(chosen, rejected, ref_chosen, ref_rejected, beta):
+    """σ(β u⁺) + 1 − σ(β (u⁺ − u⁻))."""
+    liked, disliked = log_ratios(chosen, rejected, ref_chosen, ref_rejected)
+    return sigmoid(beta * liked) + 1 - sigmoid(beta * (liked - disliked))
+
+
+def exo_pair_loss(chosen, rejected, ref_chosen, ref_rejected, beta, label_smoothing):
+    """KL(p ‖ q), p = (σ(β h), σ(−β h)), q = (1 − ε, ε)."""
+    liked, disliked = log_ratios(chosen, rejected, ref_chosen, ref_rejected)
+    kept = sigmoid(beta * (liked - disliked))
+    return exact_kl([kept, 1 - kept], [1 - label_smoothing, label_smoothing])
+
+
+def nca_pair_loss(chosen, rejected, ref_chosen, ref_rejected, beta):
+    """−log σ(β u⁺) − ½ Σ over both strings of log σ(−β u)."""
+    liked, disliked = log_ratios(chosen, rejected, ref_chosen, ref_rejected)
+    noise = sum(np.log(sigmoid(-beta * log_ratio)) for log_ratio in (liked, disliked))
+    return -np.log(sigmoid(beta * liked)) - noise / 2
+
+
+def sppo_loss(chosen, rejected, ref_chosen, ref_rejected, beta, chosen_win_probs=1.0, rejected_win_probs=0.0):
+    """Σ over both strings of (u − (P − ½)/β)²."""
+    pairs = zip(
+        log_ratios(chosen, rejected, ref_chosen, ref_rejected), (chosen_win_probs, rejected_win_probs), strict=True
+    )
+    return sum((log_ratio - (win_prob - 0.5) / beta) ** 2 for log_ratio, win_prob in pairs)
+
+
+def length_normalized_dpo_loss(chosen, rejected, ref_chosen, ref_rejected, chosen_length, rejected_length, beta):
+    """−log σ(β (u⁺/|y⁺| − u⁻/|y⁻|))."""
+    liked, disliked = log_ratios(chosen, rejected, ref_chosen, ref_rejected)
+    return -np.log(sigmoid(beta * (liked / chosen_length - disliked / rejected_length)))
+
+
 def all_strings(vocab_size, length, eos_id):
     """Every string that ends at its first EOS, or has the full length without one; in lexicographic order."""
     strings = []

@@ -16,14 +16,27 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax import dpo, enumerable, group, kl, log_probs, masking, policy_gradient, population, ppo, reward_model
+from rlhf_jax import (
+    dpo,
+    dpo_variants,
+    enumerable,
+    group,
+    kl,
+    log_probs,
+    masking,
+    policy_gradient,
+    population,
+    ppo,
+    reward_model,
+)
 
-MODULES = (dpo, enumerable, group, kl, log_probs, masking, policy_gradient, population, ppo, reward_model)
+MODULES = (dpo, dpo_variants, enumerable, group, kl, log_probs, masking, policy_gradient, population, ppo, reward_model)
 RNG = np.random.default_rng(0)
 ELEMENTS = (4,)
 VECTORS = (4, 5)
 IDS = RNG.integers(0, 5, (4, 3))
 KEPT = np.array([True, False, True, True])
+LENGTHS = np.array([3, 1, 4, 2])
 KEPT_ROWS = np.array([KEPT, ~KEPT])
 KEPT_DTYPE = lambda dtype: dtype
 WIDENED = lambda dtype: jnp.promote_types(dtype, jnp.float32)
@@ -51,6 +64,14 @@ CASES = [
     Case(dpo.forward_kl_f_prime, (ELEMENTS,)),
     Case(dpo.jensen_shannon_f_prime, (ELEMENTS,)),
     Case(dpo.alpha_f_prime, (ELEMENTS, ())),
+    Case(dpo_variants.cpo_loss, (ELEMENTS,) * 2, {"beta": 0.1, "nll_weight": 0.5}),
+    Case(dpo_variants.dpop_loss, (ELEMENTS,) * 4, {"beta": 0.1, "penalty_weight": 5.0}),
+    Case(dpo_variants.apo_zero_loss, (ELEMENTS,) * 4, {"beta": 0.1}),
+    Case(dpo_variants.apo_down_loss, (ELEMENTS,) * 4, {"beta": 0.1}),
+    Case(dpo_variants.exo_pair_loss, (ELEMENTS,) * 4, {"beta": 0.1, "label_smoothing": 0.01}),
+    Case(dpo_variants.nca_pair_loss, (ELEMENTS,) * 4, {"beta": 0.1}),
+    Case(dpo_variants.sppo_loss, (ELEMENTS,) * 4, {"beta": 0.1, "chosen_win_probs": 0.9, "rejected_win_probs": 0.2}),
+    Case(dpo_variants.length_normalized_dpo_loss, (*(ELEMENTS,) * 4, LENGTHS, LENGTHS), {"beta": 2.0}),
     Case(reward_model.bradley_terry_loss, (ELEMENTS,) * 2, {"margin": 0.5}),
     Case(reward_model.plackett_luce_loss, (ELEMENTS,)),
     Case(group.centered_advantages, (ELEMENTS,)),
