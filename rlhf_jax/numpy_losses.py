@@ -133,6 +133,23 @@ def plackett_luce_loss(rewards):
     return -sum(np.log(softmax(rewards[k:])[0]) for k in range(len(rewards)))
 
 
+def best_of_k_loss(rewards, best):
+    """−log [exp r_best / Σ_k exp r_k]."""
+    return -np.log(softmax(rewards)[best])
+
+
+def davidson_loss(chosen_reward, rejected_reward, tied, tie_weight):
+    """−log of the share of e^{r⁺}, or of ν √(e^{r⁺} e^{r⁻}) for a tie, in the sum of the three outcomes."""
+    chosen, rejected = np.exp(np.float64(chosen_reward)), np.exp(np.float64(rejected_reward))
+    tie = tie_weight * np.sqrt(chosen * rejected)
+    return -np.log((tie if tied else chosen) / (chosen + tie + rejected))
+
+
+def centering_loss(chosen_reward, rejected_reward):
+    """(r⁺ + r⁻)²."""
+    return (chosen_reward + rejected_reward) ** 2
+
+
 def dpo_loss(chosen, rejected, ref_chosen=0.0, ref_rejected=0.0, beta=1.0, label_smoothing=0.0):
     """−(1 − ε) log σ(β h) − ε log σ(−β h), h = log π/π_ref of y⁺ less that of y⁻."""
     lead = beta * ((np.float64(chosen) - ref_chosen) - (rejected - ref_rejected))
@@ -224,10 +241,8 @@ def nca_pair_loss(chosen, rejected, ref_chosen, ref_rejected, beta):
 
 def sppo_loss(chosen, rejected, ref_chosen, ref_rejected, beta, chosen_win_probs=1.0, rejected_win_probs=0.0):
     """Σ over both strings of (u − (P − ½)/β)²."""
-    pairs = zip(
-        log_ratios(chosen, rejected, ref_chosen, ref_rejected), (chosen_win_probs, rejected_win_probs), strict=True
-    )
-    return sum((log_ratio - (win_prob - 0.5) / beta) ** 2 for log_ratio, win_prob in pairs)
+    liked, disliked = log_ratios(chosen, rejected, ref_chosen, ref_rejected)
+    return (liked - (chosen_win_probs - 0.5) / beta) ** 2 + (disliked - (rejected_win_probs - 0.5) / beta) ** 2
 
 
 def length_normalized_dpo_loss(chosen, rejected, ref_chosen, ref_rejected, chosen_length, rejected_length, beta):
