@@ -50,7 +50,7 @@ def main(clone: str, commit: str) -> None:
         chosen, rejected = theirs["_get_batch_logps"](leaf, labels).chunk(2)
         losses, _, _ = theirs["preference_loss"](chosen, rejected, *torch.tensor(reference).chunk(2), **settings)
         losses.sum().backward()
-        cases[name] = {"inputs": "pairs", "settings": settings, "value": losses, "gradient": leaf.grad}
+        cases[name] = {"inputs": "pairs", "settings": settings, "value": losses, "gradient": {"logits": leaf.grad}}
     write(
         "dpo_original",
         {"repository": "eric-mitchell/direct-preference-optimization", "commit": commit, "torch": torch.__version__},

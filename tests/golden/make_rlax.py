@@ -40,7 +40,7 @@ def trajectory(name: str, settings: dict, inputs: dict) -> dict:
 
 def loss(function, key: str, inputs: dict, settings: dict) -> dict:
     value, gradient = jax.value_and_grad(function)(inputs[key])
-    return {"inputs": "steps", "settings": settings, "value": value, "gradient": gradient}
+    return {"inputs": "steps", "settings": settings, "value": value, "gradient": {key: gradient}}
 
 
 def main() -> None:

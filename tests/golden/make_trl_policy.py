@@ -80,7 +80,7 @@ def grpo(name: str, settings: dict, inputs: dict) -> dict:
         **attributes,
     )  # fmt: skip
     loss = trl.GRPOTrainer._compute_loss(trainer, None, batch)
-    return finished({"inputs": "completions", "settings": settings}, loss, leaf)
+    return finished({"inputs": "completions", "settings": settings}, loss, log_probs=leaf)
 
 
 def rloo(on_policy: bool, inputs: dict) -> dict:
@@ -99,7 +99,7 @@ def rloo(on_policy: bool, inputs: dict) -> dict:
         _get_per_token_logps_and_entropies=lambda *_, **__: (leaf, torch.zeros_like(leaf), None), **settings
     )
     loss = trl.RLOOTrainer._compute_loss(trainer, None, batch)
-    return finished({"inputs": "completions", "settings": settings}, loss, leaf)
+    return finished({"inputs": "completions", "settings": settings}, loss, log_probs=leaf)
 
 
 def advantages(trainer_class, config_class, settings: dict) -> dict:

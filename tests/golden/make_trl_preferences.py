@@ -27,6 +27,7 @@ PAIRS, WIDTH, VOCABULARY = 3, 6, 7
 
 DPO = {
     "sigmoid": {"beta": 0.4},
+    "sigmoid label_smoothing": {"beta": 0.4, "label_smoothing": 0.15},
     "hinge": {"beta": 0.4},
     "ipo": {"beta": 0.2},
     "exo_pair": {"beta": 0.4, "label_smoothing": 0.05},
@@ -102,7 +103,7 @@ def dpo(name: str, settings: dict, inputs: dict) -> dict:
         **attributes,
     )  # fmt: skip
     loss = trl.DPOTrainer._compute_loss(trainer, scored(leaf, mask), batch, False)
-    return finished({"inputs": "pairs", "settings": settings}, loss, leaf)
+    return finished({"inputs": "pairs", "settings": settings}, loss, log_probs=leaf)
 
 
 def kto(settings: dict, inputs: dict) -> dict:
@@ -122,7 +123,7 @@ def kto(settings: dict, inputs: dict) -> dict:
         _compute_kl_logps=lambda *_: mismatched, **settings,
     )  # fmt: skip
     loss = trl.KTOTrainer._compute_loss(trainer, scored(leaf, mask), batch, False)
-    return finished({"inputs": "pairs", "settings": settings}, loss, leaf)
+    return finished({"inputs": "pairs", "settings": settings}, loss, log_probs=leaf)
 
 
 def from_logits(trainer_class, inputs: dict, dtype: torch.dtype, settings: dict, **attributes) -> dict:
@@ -141,7 +142,7 @@ def from_logits(trainer_class, inputs: dict, dtype: torch.dtype, settings: dict,
             setattr(trainer, method, types.MethodType(getattr(trainer_class, method), trainer))
     model = lambda *_, **__: types.SimpleNamespace(logits=leaf)
     loss, _ = trainer_class.get_batch_loss_metrics(trainer, model, batch, "eval")
-    return finished({"inputs": "logits", "settings": settings}, loss, leaf)
+    return finished({"inputs": "logits", "settings": settings}, loss, logits=leaf)
 
 
 def reward(name: str, inputs: dict) -> dict:
@@ -152,12 +153,12 @@ def reward(name: str, inputs: dict) -> dict:
     trainer = stand_in(args=types.SimpleNamespace(**settings))
     loss = trl.RewardTrainer.compute_loss(trainer, model, batch)
     settings = {key: value for key, value in settings.items() if value is not None}
-    return finished({"inputs": "rewards", "settings": settings}, loss, leaf)
+    return finished({"inputs": "rewards", "settings": settings}, loss, rewards=leaf)
 
 
 def tokens(function, inputs: dict, *arguments) -> dict:
     leaf = tensor(inputs["logits"], requires_grad=True)
-    return finished({"inputs": "logits", "settings": {}}, function(leaf, *arguments), leaf)
+    return finished({"inputs": "logits", "settings": {}}, function(leaf, *arguments), logits=leaf)
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ def stand_in(**attributes) -> types.SimpleNamespace:
     return types.SimpleNamespace(**defaults | attributes)
 
 
-def finished(case: dict, value, leaf) -> dict:
+def finished(case: dict, value, **leaf) -> dict:
     """The case with the value and the gradient of its sum with respect to the leaf."""
     value.sum().backward()
-    return case | {"value": value, "gradient": leaf.grad}
+    return case | {"value": value, "gradient": {name: tensor.grad for name, tensor in leaf.items()}}
