@@ -51,7 +51,7 @@ def dpo_loss(
 
     −(1 − ε) log σ(β h) − ε log σ(−β h).
 
-    At π = π_ref it is ln 2 and its gradient −β/2 for the chosen string, +β/2 for the rejected one (ε = 0); its
+    At π = π_ref it is ln 2 and its gradient −(1 − 2ε) β/2 for the chosen string, plus that for the rejected one; its
     minimum is at β h = ln((1 − ε)/ε). With ε = 0 an impossible rejected string (log-probability −inf) costs 0.
 
     Args:
@@ -78,7 +78,8 @@ def robust_dpo_loss(
     """DPO's loss made unbiased under flipped choices.
 
     [−(1 − ε) log σ(β h) + ε log σ(−β h)] / (1 − 2ε): its mean over choices that are flipped with probability ε is
-    `dpo_loss` on the true choices. It is unbounded below: one pair alone has no minimum.
+    `dpo_loss` on the true choices. It is unbounded below: one pair alone has no minimum. At π = π_ref it is ln 2 and
+    the gradients are ∓β / (2 (1 − 2ε)).
 
     Args:
         label_smoothing: ε < ½, the probability that a recorded choice is flipped; 0 is `dpo_loss`.
@@ -101,6 +102,8 @@ def ipo_loss(
 ) -> Float[Array, "*s"]:
     """Identity preference optimisation: (h − 1/(2β))², regression of the gap on a finite target.
 
+    At π = π_ref it is 1/(4β²) and the gradients are ∓1/β.
+
     Log-probabilities are summed over tokens, as in the paper and in the code of DPO's authors; TRL's DPO trainer
     divides each log-ratio by the string's length: for that, pass means over tokens in all four places.
 
@@ -122,7 +125,7 @@ def hinge_loss(
     *,
     beta: Scalar,
 ) -> Float[Array, "*s"]:
-    """max(0, 1 − β h): the gradient is that of −β h until the gap reaches 1/β, then 0.
+    """max(0, 1 − β h): the gradient is that of −β h until the gap reaches 1/β, then 0; 1 and ∓β at π = π_ref.
 
     Reference: Liu et al. (2023), "Statistical Rejection Sampling Improves Preference Optimization";
     without a reference it is the calibration loss of Zhao et al. (2023), "SLiC-HF".

@@ -87,10 +87,21 @@ def test_with_a_reference_it_is_equation_7_of_rafailov_et_al():
     np.testing.assert_allclose(dpo.dpo_loss(*HALF, beta=0.5), equation, rtol=1e-5)
 
 
-def test_at_the_reference_the_loss_is_ln_2_and_the_gradient_half_of_beta():
-    loss = lambda chosen, rejected: dpo.dpo_loss(chosen, rejected, -30.0, -12.0, beta=0.3)
-    np.testing.assert_allclose(loss(-30.0, -12.0), np.log(2), rtol=1e-6)
-    np.testing.assert_allclose(jax.grad(loss, (0, 1))(-30.0, -12.0), (-0.15, 0.15), rtol=1e-6)
+@pytest.mark.parametrize(
+    ("name", "expected", "slope"),
+    [
+        ("dpo", np.log(2), 0.1 / 2),
+        ("conservative", np.log(2), 0.3 * (1 - 2 * 0.1) / 2),
+        ("robust", np.log(2), 0.3 / (2 * (1 - 2 * 0.1))),
+        ("ipo", 1 / (4 * 0.1**2), 1 / 0.1),
+        ("hinge", 1, 0.1),
+    ],
+)
+def test_at_the_reference_loss_and_gradient_are_closed_forms(name, expected, slope):
+    loss, _, coefficients = LOSSES[name]
+    at_reference = jax.value_and_grad(lambda *pair: loss(*pair, -30.0, -12.0, **coefficients), (0, 1))
+    value, gradients = at_reference(-30.0, -12.0)
+    np.testing.assert_allclose((value, *gradients), (expected, -slope, slope), rtol=1e-6)
 
 
 def test_the_gradient_is_the_closed_form():
