@@ -104,7 +104,7 @@ def prefix_values(
     """V(y_{<t}) = E_π[r | the first t tokens]: the exact value before each token, E_π[r] at t = 0, and 0 if masked."""
     tokens, mask = jnp.asarray(tokens), jnp.asarray(mask)
     same = jnp.cumprod(tokens[:, None] == tokens, axis=-1, dtype=bool)
-    agree = jnp.concatenate([jnp.ones_like(same[..., :1]), same[..., :-1]], axis=-1) & mask
+    agree = jnp.concatenate([jnp.ones_like(same[..., :1]), same[..., :-1]], axis=-1)
     weights = jnp.where(agree, jnp.asarray(probs)[:, None], 0)
     total = weights.sum(axis=1)
     values = jnp.einsum("nml,m->nl", weights, rewards, precision="highest") / jnp.where(total > 0, total, 1)
@@ -144,21 +144,23 @@ class Language(NamedTuple):
     rewards: Float[Array, " N"]
 
 
-def small_language() -> Language:
+def small_language(logits: Float[ArrayLike, "13 3"] | None = None) -> Language:
     """The fifteen strings of at most three tokens of which 0 ends a string, 1 is worth 1 and 2 is worth −½.
 
-    The policy is a table of logits, a row for each prefix; the reference's next token is uniform.
+    Args:
+        logits: of the next token for every prefix, in the order of `enumerable.prefix_rows`; by default cos(2i) for
+            the i-th of them. The reference's are 0.
     """
     tokens, mask = enumerable.all_strings(3, 3, eos_id=0)
     rows = enumerable.prefix_rows(tokens, 3)
-    logits = jnp.cos(2.0 * jnp.arange(3 * enumerable.num_prefixes(3, 3)))
+    logits = jnp.cos(2.0 * jnp.arange(39.0)).reshape(13, 3) if logits is None else jnp.asarray(logits)
 
     def token_log_probs(logits):
-        return jnp.where(mask, lp.categorical_log_probs(logits.reshape(-1, 3)[rows], tokens), 0)
+        return jnp.where(mask, lp.categorical_log_probs(logits[rows], tokens), 0)
 
     ref_log_probs = token_log_probs(jnp.zeros_like(logits)).sum(axis=1)
-    rewards = jnp.where(mask, jnp.asarray([0.0, 1.0, -0.5])[tokens], 0).sum(axis=1)
-    scores = jax.jacobian(token_log_probs)(logits)
+    rewards = jnp.where(mask, jnp.asarray([0.0, 1.0, -0.5], logits.dtype)[tokens], 0).sum(axis=1)
+    scores = jax.jacobian(token_log_probs)(logits).reshape(*tokens.shape, logits.size)
     return Language(tokens, mask, token_log_probs(logits), scores, ref_log_probs, rewards)
 
 
@@ -172,8 +174,10 @@ class Row(NamedTuple):
     """‖bias‖ / ‖truth‖"""
     relative_std: float
     """sqrt(variance) / ‖truth‖"""
+    length: float
+    """‖mean‖ / ‖truth‖, which a learning rate can mend."""
     degrees: float
-    """The angle between mean and truth, which no learning rate mends; NaN if the mean is 0."""
+    """The angle between mean and truth, which none can; NaN if the mean is 0."""
 
 
 def estimator_table() -> list[Row]:
@@ -190,9 +194,9 @@ def estimator_table() -> list[Row]:
     for (name, quantity), (found, truth) in measured.items():
         size, length = np.linalg.norm(truth), np.linalg.norm(found.mean)
         cosine = found.mean @ truth / (length * size) if length > 1e-9 * size else np.nan
-        angle = np.degrees(np.arccos(np.minimum(cosine, 1)))
-        numbers = np.linalg.norm(found.bias) / size, np.sqrt(found.variance) / size, angle
-        rows.append(Row(name, quantity, *map(float, numbers)))
+        degrees = np.degrees(np.arccos(np.minimum(cosine, 1)))
+        lengths = np.linalg.norm(found.bias), np.sqrt(found.variance), length
+        rows.append(Row(name, quantity, *(float(each / size) for each in lengths), float(degrees)))
     return rows
 
 
