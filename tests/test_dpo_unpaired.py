@@ -94,6 +94,11 @@ def test_orpo_by_hand():
     np.testing.assert_allclose(dpo.orpo_loss(np.log(0.75), np.log(0.25), weight=0.3), expected, rtol=1e-6)
 
 
+def test_orpo_loses_no_digits_near_certainty():
+    """log σ(log odds) = log p = m against even odds: −2 m in all, though 1 − e^m has three digits left in float32."""
+    np.testing.assert_allclose(dpo.orpo_loss(-1e-4, -np.log(2), weight=1.0), 2e-4, rtol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32, jnp.float64])
 def test_orpo_is_finite_at_certainty_at_impossibility_and_between(dtype):
     with jax.enable_x64(dtype == jnp.float64):

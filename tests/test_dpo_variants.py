@@ -173,5 +173,6 @@ def test_length_normalised_dpo_is_dpo_of_means():
 
 
 def test_an_empty_string_has_a_log_ratio_of_zero():
-    loss = variants.length_normalized_dpo_loss(0.0, -3.0, 0.0, -1.0, 0, 4, beta=1.0)
-    np.testing.assert_allclose(loss, np.log(1 + np.exp(-0.5)), rtol=1e-6)
+    loss = functools.partial(variants.length_normalized_dpo_loss, beta=1.0)
+    np.testing.assert_allclose(loss(0.0, -3.0, 0.0, -1.0, 0, 4), np.log(1 + np.exp(-0.5)), rtol=1e-6)
+    np.testing.assert_allclose(loss(-3.0, 0.0, -1.0, 0.0, 4, 0), np.log(1 + np.exp(0.5)), rtol=1e-6)
