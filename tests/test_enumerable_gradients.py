@@ -78,3 +78,6 @@ def test_the_exact_gradient_vanishes_at_the_optimum_and_survives_excluded_string
         np.testing.assert_allclose(gradient(best[None], ref), 0, atol=1e-15)
         out = np.array([np.log(0.5), np.log(0.5), -np.inf])
         np.testing.assert_allclose(gradient(jnp.asarray(out)[None], out), [[0.25, -0.25, 0]], atol=1e-15)
+        lead = 1 - 0.5 * np.log(0.3 / 0.2)
+        np.testing.assert_allclose(gradient(jnp.asarray(out)[None], ref), [[lead / 4, -lead / 4, 0]], atol=1e-15)
+        assert np.isfinite(gradient(jnp.asarray(ref)[None], out)).all()

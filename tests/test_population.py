@@ -94,7 +94,8 @@ def test_a_position_bias_shows_in_what_was_chosen_first():
 def test_samples_follow_their_key_and_batch():
     keys = jax.random.split(jax.random.key(2), 3)
     draw = lambda key: population.sample_choices(key, jnp.log(PROBS), REWARDS, 50)
-    together = jax.vmap(draw)(keys)
+    with jax.debug_key_reuse(True):
+        together = jax.vmap(draw)(keys)
     for row, key in enumerate(keys):
         for leaves, leaf in zip(together, draw(key), strict=True):
             np.testing.assert_array_equal(leaves[row], leaf)
