@@ -9,7 +9,7 @@ Details of RLHF with PPO".
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -166,6 +166,27 @@ def minibatch_rows(key: Key[Array, ""], num_rows: int, num_epochs: int, num_mini
     return orders.reshape(num_epochs * num_minibatches, num_rows // num_minibatches)
 
 
+def make_minibatch_step(
+    loss: state.Loss, optimizer: optax.GradientTransformation, *, num_epochs: int, num_minibatches: int
+) -> state.Step:
+    """A jitted `(state, (batch, key)) -> (state, metrics)`: all epochs of shuffled minibatches, state donated.
+
+    Metrics are means over the minibatches, but `first_ratio_deviation`: max |π/π_old − 1| before the first update,
+    from the loss's metric `max_ratio_deviation`.
+    """
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(current: state.TrainState, batch_and_key: tuple[Any, Key[Array, ""]]):
+        batch, key = batch_and_key
+        minibatches = minibatch_rows(key, len(batch.advantages), num_epochs, num_minibatches)
+        minibatch_step = lambda carry, rows: state.update(carry, take(batch, rows), loss, optimizer)
+        current, metrics = jax.lax.scan(minibatch_step, current, minibatches)
+        first = metrics.pop("max_ratio_deviation")[0]
+        return current, jax.tree.map(jnp.mean, metrics) | {"first_ratio_deviation": first}
+
+    return step
+
+
 def make_ppo_step(
     config: Config,
     optimizer: optax.GradientTransformation,
@@ -176,28 +197,10 @@ def make_ppo_step(
     value_clip_eps: float = 0.2,
     value_weight: float = 0.1,
 ) -> state.Step:
-    """A jitted `(state, (PPOBatch, key)) -> (state, metrics)`: all epochs of shuffled minibatches, state donated.
-
-    Metrics are means over the minibatches, but `first_ratio_deviation`: max |π/π_old − 1| before the first update.
-    """
-    loss = functools.partial(
-        ppo_loss,
-        config=config,
-        clip_eps=clip_eps,
-        value_clip_eps=value_clip_eps,
-        value_weight=value_weight,
-    )
-
-    @functools.partial(jax.jit, donate_argnums=0)
-    def step(current: state.TrainState, batch_and_key: tuple[PPOBatch, Key[Array, ""]]):
-        batch, key = batch_and_key
-        minibatches = minibatch_rows(key, len(batch.advantages), num_epochs, num_minibatches)
-        minibatch_step = lambda carry, rows: state.update(carry, take(batch, rows), loss, optimizer)
-        current, metrics = jax.lax.scan(minibatch_step, current, minibatches)
-        first = metrics.pop("max_ratio_deviation")[0]
-        return current, jax.tree.map(jnp.mean, metrics) | {"first_ratio_deviation": first}
-
-    return step
+    """`make_minibatch_step` of `ppo_loss`, on `(PPOBatch, key)`."""
+    coefficients = {"clip_eps": clip_eps, "value_clip_eps": value_clip_eps, "value_weight": value_weight}
+    loss = functools.partial(ppo_loss, config=config, **coefficients)
+    return make_minibatch_step(loss, optimizer, num_epochs=num_epochs, num_minibatches=num_minibatches)
 
 
 def iterate(
