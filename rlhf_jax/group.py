@@ -50,7 +50,7 @@ def standardized_advantages(rewards: Float[ArrayLike, " G"], eps: Scalar = 1e-4)
     """
     centered = centered_advantages(rewards)
     variance = jnp.square(centered).sum() / max(centered.size - 1, 1)
-    deviation = jnp.where(variance == 0, 0, jnp.sqrt(jnp.where(variance == 0, 1, variance)))
+    deviation = jnp.sqrt(jnp.where(variance == 0, 1, variance))
     return centered / (deviation + eps)
 
 
@@ -108,9 +108,6 @@ def grpo_loss(
     Reference: Shao et al. (2024), "DeepSeekMath", equations 3 and 4. TRL also weights k3 by the ratio by default:
     add β `kl.importance_weighted(k3, …)` to the clipped loss for that.
     """
-    check_same_shape(
-        log_probs=log_probs, old_log_probs=old_log_probs, ref_log_probs=ref_log_probs, advantages=advantages
-    )
     surrogate = ppo.clipped_surrogate_loss(log_probs, old_log_probs, advantages, clip_eps=clip_eps)
     return surrogate + beta * kl.k3(log_probs, jax.lax.stop_gradient(ref_log_probs))
 

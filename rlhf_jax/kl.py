@@ -37,8 +37,7 @@ def exact_kl(log_probs: Float[ArrayLike, "*s V"], ref_log_probs: Float[ArrayLike
     possible = jnp.not_equal(log_probs, -jnp.inf)
     both = possible & jnp.not_equal(ref_log_probs, -jnp.inf)
     ratio = jnp.where(both, log_probs, 0) - jnp.where(both, ref_log_probs, 0)
-    finite = jnp.where(both, jnp.exp(log_probs) * ratio, 0).sum(-1)
-    return finite + jnp.where((possible & ~both).any(-1), jnp.inf, 0)
+    return (jnp.exp(log_probs) * ratio).sum(-1) + jnp.where((possible & ~both).any(-1), jnp.inf, 0)
 
 
 @jax.jit

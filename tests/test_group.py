@@ -22,6 +22,8 @@ def test_advantages_by_hand():
     np.testing.assert_allclose(group.centered_advantages(rewards), [-2, -1, 3], rtol=1e-6)
     np.testing.assert_allclose(group.standardized_advantages(rewards, 0.0), np.array([-2, -1, 3]) / 7**0.5, rtol=1e-6)
     np.testing.assert_allclose(group.rloo_advantages(rewards), [-3, -1.5, 4.5], rtol=1e-6)
+    for rewards, standardized in (([0, 1, 2], [-1, 0, 1]), ([0, 2], [-(0.5**0.5), 0.5**0.5]), ([3, 3], [0, 0])):
+        np.testing.assert_allclose(group.standardized_advantages(np.float32(rewards), 0.0), standardized, rtol=1e-6)
 
 
 def test_advantages_equal_the_loops():

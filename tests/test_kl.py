@@ -46,6 +46,14 @@ def test_the_gradient_is_finite_at_excluded_tokens(argnum, ref_logits):
     assert jnp.isfinite(gradient).all()
 
 
+def test_an_infinite_divergence_has_the_gradient_of_its_finite_terms():
+    """½ (log ½ − 0) at the first token alone: ∂/∂ log p is ½ log ½ + ½, ∂/∂ log q is −½; log 0 is left alone."""
+    arguments = jnp.log(jnp.array([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]]))
+    value, slopes = jax.value_and_grad(kl.exact_kl, (0, 1))(*arguments)
+    assert value == jnp.inf
+    np.testing.assert_allclose(slopes, [[0.5 - 0.5 * np.log(2), 0, 0], [-0.5, 0, 0]], rtol=1e-6)
+
+
 def test_the_gradients_are_the_closed_forms():
     """∂KL/∂l_v = p_v (log p_v/q_v − KL) and ∂KL/∂m_v = q_v − p_v for reference logits m."""
     log_p, log_q = _log_softmax(LOGITS), _log_softmax(REF_LOGITS)
@@ -158,7 +166,7 @@ def test_k3_loses_no_digits_near_zero(dtype, tolerance):
 
 def test_k3_is_continuous_where_its_two_computations_meet():
     with jax.enable_x64(True):
-        for radius in (0.5, -0.5):
+        for radius in (0.5, -0.5, 2.0):
             u = radius + np.array([-1e-9, 1e-9])
             values, slopes = jax.vmap(jax.value_and_grad(lambda u: kl.k3(0.0, u)))(u)
             np.testing.assert_allclose(values, np.expm1(u) - u, rtol=1e-14)
@@ -171,6 +179,7 @@ def test_estimates_of_huge_log_ratios_are_finite_with_finite_gradients():
         values, slopes = jax.vmap(jax.value_and_grad(estimator))(log_ratios, jnp.zeros(6))
         assert jnp.isfinite(values).all()
         assert jnp.isfinite(slopes).all()
+    np.testing.assert_array_equal(kl.k1(log_ratios, 0.0), log_ratios)
     assert (kl.k3(log_ratios, 0.0) >= 0).all()
 
 

@@ -153,14 +153,16 @@ def test_the_entropy_gradient_is_the_closed_form():
 
 
 def test_diagnostics_by_hand():
-    old = jnp.zeros(4)
-    new = jnp.log(jnp.array([1.0, 1.5, 0.7, 100.0]))
-    mask = jnp.array([True, True, True, False])
-    np.testing.assert_allclose(ppo.probability_ratio(new, old), [1.0, 1.5, 0.7, 100.0], rtol=1e-6)
-    np.testing.assert_allclose(ppo.clip_fraction(new, old, mask, clip_eps=0.2), 2 / 3, rtol=1e-6)
-    np.testing.assert_allclose(ppo.clip_fraction(new, old, mask, clip_eps=0.4), 1 / 3, rtol=1e-6)
-    np.testing.assert_allclose(ppo.max_ratio_deviation(new, old, mask), 0.5, rtol=1e-6)
-    np.testing.assert_allclose(ppo.approximate_kl(new, old, mask), (0.2 - np.log(1.5 * 0.7)) / 3, rtol=1e-5)
+    """|r − 1|, neither |log r| nor |1/r − 1|, is what exceeds 0.2: at 0.81 only the latter two do."""
+    old = jnp.zeros(5)
+    new = jnp.log(jnp.array([1.0, 1.5, 0.3, 0.81, 100.0]))
+    mask = jnp.array([True, True, True, True, False])
+    np.testing.assert_allclose(ppo.probability_ratio(new, old), [1.0, 1.5, 0.3, 0.81, 100.0], rtol=1e-6)
+    np.testing.assert_allclose(ppo.clip_fraction(new, old, mask, clip_eps=0.2), 2 / 4, rtol=1e-6)
+    np.testing.assert_allclose(ppo.clip_fraction(new, old, mask, clip_eps=0.6), 1 / 4, rtol=1e-6)
+    np.testing.assert_allclose(ppo.max_ratio_deviation(new, old, mask), 0.7, rtol=1e-6)
+    expected = (0.5 - 0.7 - 0.19 - np.log(1.5 * 0.3 * 0.81)) / 4
+    np.testing.assert_allclose(ppo.approximate_kl(new, old, mask), expected, rtol=1e-5)
 
 
 def test_diagnostics_of_nothing_and_of_an_unchanged_policy_are_zero():
