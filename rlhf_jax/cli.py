@@ -21,6 +21,7 @@ rlhf-jax: reinforcement learning from human feedback, from first principles, in 
   rlhf-jax train reward       train a reward model on its pairs
   rlhf-jax train dpo          train a policy on its pairs directly
   rlhf-jax train ppo          train a policy on its prompts, against a reward model or the bundled judge
+  rlhf-jax train grpo         the same without a value head: completions of a prompt are each other's baseline
   rlhf-jax generate           write with a model
   rlhf-jax evaluate           compare a model with a reference: gold utility, win rate, KL
 
@@ -71,6 +72,12 @@ def _train_ppo(given: options.PPOOptions) -> None:
     train.train_ppo(given)
 
 
+def _train_grpo(given: options.GRPOOptions) -> None:
+    from rlhf_jax.commands import train
+
+    train.train_grpo(given)
+
+
 def _generate(given: options.GenerateOptions) -> None:
     from rlhf_jax.commands import write
 
@@ -89,6 +96,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "train reward": (options.RewardOptions, _train_reward),
     "train dpo": (options.DPOOptions, _train_dpo),
     "train ppo": (options.PPOOptions, _train_ppo),
+    "train grpo": (options.GRPOOptions, _train_grpo),
     "generate": (options.GenerateOptions, _generate),
     "evaluate": (options.EvaluateOptions, _evaluate),
 }

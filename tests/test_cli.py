@@ -153,6 +153,22 @@ def test_reward_model_ppo_and_evaluation_follow_one_another(run, folder):
     assert f"{numbers['win_rate']:.1%}" in out
 
 
+def test_grpo_needs_no_value_head(run, folder):
+    """The judge is what train reward leaves; four prompts a step, three completions each."""
+    assert run("train reward --model {}/tiny --data {}/pairs.jsonl --out {}/referee --steps 2", *SIZES)[0] == 0
+    judged = "--reward {}/referee/model --steps 2 --learning-rate 0.01 --group-size 3"
+    status, _, err = run(f"train grpo --model {{}}/tiny --data {{}}/pairs.jsonl --out {{}}/grpo {judged}", *SIZES)
+    assert (status, err) == (0, "")
+    history = [json.loads(line) for line in (folder / "grpo" / "metrics.jsonl").read_text().splitlines()]
+    assert all(line["first_ratio_deviation"] <= 1e-3 for line in history)
+    np.testing.assert_allclose(history[0]["kl"], 0, atol=1e-4)
+    assert history[1]["kl"] > 1e-3
+    assert all(line["reward_std"] > 0 for line in history)
+    assert json.loads((folder / "grpo" / "config.json").read_text())["group_size"] == 3
+    _, trained = weights.load(folder / "grpo" / "model")
+    assert not same(trained, weights.load(folder / "tiny")[1])
+
+
 def test_ppo_against_the_bundled_judge(run, folder):
     """Its texts are decoded and encoded again, as this tokenizer is not the judge's."""
     train = "train ppo --model {}/tiny --data {}/pairs.jsonl --out {}/gold --steps 1"
@@ -184,7 +200,7 @@ BAD_ROWS = {
     "binary": ["\udcff"],
 }
 SFT = f"train sft --model {{}}/tiny --out {{}}/never {' '.join(SIZES)} --data"
-PPO = SFT.replace("sft", "ppo")
+PPO, GRPO = SFT.replace("sft", "ppo"), SFT.replace("sft", "grpo")
 
 
 @pytest.mark.parametrize(
@@ -202,7 +218,9 @@ PPO = SFT.replace("sft", "ppo")
         (f"{SFT} {{}}/pairs.jsonl --out {{}}/tiny", r"tiny already holds a run"),
         (f"{SFT} {{}}/pairs.jsonl --resume", r"never holds no run to resume"),
         (f"{PPO} {{}}/pairs.jsonl --reward {{}}/tiny", r"score.weight missing"),
-        (f"{PPO} {{}}/pairs.jsonl --num-minibatches 3", r"no multiple of"),
+        (f"{PPO} {{}}/pairs.jsonl --num-minibatches 3", r"4 completions a step are no multiple of"),
+        (f"{GRPO} {{}}/pairs.jsonl --num-minibatches 5", r"32 completions a step are no multiple of"),
+        (f"{GRPO} {{}}/pairs.jsonl --group-size 1", r"a completion needs another to be compared with"),
         ("generate --model {}/tiny --max-new-tokens 40 --prompt 0123456789", r"text 1: 10 tokens and 40 new ones"),
         ("generate --model {}/tiny --top-p 2 --prompt a", r"--top-p is 2.0: give above 0 and at most 1"),
         ("evaluate --model {}/tiny --prompts {}/pairs.jsonl --prompt-length 6", r"have different tokenizers"),
@@ -211,7 +229,7 @@ PPO = SFT.replace("sft", "ppo")
             r"none.txt: no such file",
         ),
         ("tran", r"no command 'tran': give one of experiment, train sft"),
-        ("train grpo", r"no command 'train grpo'"),
+        ("train rloo", r"no command 'train rloo'"),
     ],
 )
 def test_bad_input_is_one_line_that_says_what_to_do(run, folder, line, said):

@@ -74,26 +74,45 @@ class DPOOptions(TrainOptions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PPOOptions(TrainOptions):
+class OnPolicyOptions(TrainOptions):
+    """What trainers are told that sample from the policy. A step is one iteration: sample completions, score them,
+    then --num-epochs passes over them in --num-minibatches parts."""
+
+    reward: str = "gold"
+    """Who scores the completions: "gold", the bundled judge of film reviews, or the model/ folder of train reward."""
+    kl_coef: float = 0.05
+    """Penalty a nat of log pi/pi_ref, in units of the score."""
+    num_epochs: int = 2
+    """Passes over each batch of completions."""
+    num_minibatches: int = 2
+    """Updates a pass."""
+    clip_eps: float = 0.2
+    """How far the probability ratio may move from 1 before its gradient is clipped."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PPOOptions(OnPolicyOptions):
     """PPO on the file's prompts, with a KL penalty to the model it starts from. A step is one iteration:
     sample a batch, score it, then --num-epochs passes over it in --num-minibatches parts."""
 
     batch_size: int = 128
     """Prompts, and completions sampled, a step."""
-    reward: str = "gold"
-    """Who scores the completions: "gold", the bundled judge of film reviews, or the model/ folder of train reward."""
-    kl_coef: float = 0.05
-    """Penalty a nat of log pi/pi_ref, token by token, in units of the score."""
-    num_epochs: int = 2
-    """Passes over each batch of completions."""
-    num_minibatches: int = 2
-    """Updates a pass."""
     gae_lambda: float = 1.0
     """Generalised advantage estimation: 0 trusts the value head, 1 the returns."""
-    clip_eps: float = 0.2
-    """How far the probability ratio may move from 1 before its gradient is clipped."""
     value_weight: float = 0.1
     """Weight of the value head's loss."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GRPOOptions(OnPolicyOptions):
+    """GRPO on the file's prompts: completions of one prompt are each other's baseline, and there is no value head.
+    The KL penalty to the model it starts from stands in the reward of a completion. A step is one iteration:
+    sample, score, then --num-epochs passes in --num-minibatches parts."""
+
+    batch_size: int = 16
+    """Prompts a step."""
+    group_size: int = 8
+    """Completions sampled a prompt."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -136,3 +155,23 @@ class EvaluateOptions:
     """A file for the numbers, as JSON."""
     seed: int = 0
     """Decides every random draw."""
+
+
+COEFFICIENTS = {
+    "beta": 0.1,
+    "label_smoothing": 0.1,
+    "margin": 0.5,
+    "weight": 0.1,
+    "nll_weight": 1.0,
+    "penalty_weight": 5.0,
+    "tie_weight": 0.5,
+    "alpha": 0.5,
+    "clip_eps": 0.2,
+    "clip_eps_low": 0.2,
+    "clip_eps_high": 0.28,
+    "dual_clip": 3.0,
+    "gamma": 0.99,
+    "lambda_": 0.95,
+    "length": 6,
+    "eps": 1e-4,
+}

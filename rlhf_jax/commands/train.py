@@ -1,5 +1,6 @@
 """The trainers from files to a folder: `rlhf-jax train`, and the same as functions."""
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,23 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from rlhf_jax import group
 from rlhf_jax.commands import models
 from rlhf_jax.commands.models import Model
-from rlhf_jax.commands.options import DPOOptions, PPOOptions, RewardOptions, SFTOptions, TrainOptions
+from rlhf_jax.commands.options import (
+    DPOOptions,
+    GRPOOptions,
+    OnPolicyOptions,
+    PPOOptions,
+    RewardOptions,
+    SFTOptions,
+    TrainOptions,
+)
 from rlhf_jax.errors import UserError
 from rlhf_jax.lm.sequences import take
 from rlhf_jax.preferences import readers
 from rlhf_jax.preferences.pairs import Pairs, encode_pairs, encode_prompts
-from rlhf_jax.training import checkpoint, dpo, evaluation, loop, ppo, reward, sft, state
+from rlhf_jax.training import checkpoint, dpo, evaluation, grpo, loop, ppo, reward, sft, state
 from rlhf_jax.training.metrics import RunFolder
 
 
@@ -81,32 +91,55 @@ def train_dpo(options: DPOOptions) -> Path:
 
 def train_ppo(options: PPOOptions) -> Path:
     """PPO on the file's prompts against a judge; returns the trained model's folder."""
-    if options.batch_size % options.num_minibatches:
+
+    def make_iteration(model: Model, optimizer: optax.GradientTransformation, **sampling: Any) -> state.Step:
+        coefficients = {"clip_eps": options.clip_eps, "value_weight": options.value_weight}
+        step = ppo.make_ppo_step(model.config, optimizer, **coefficients, **_epochs(options))
+        return ppo.make_ppo_iteration(ppo_step=step, lambda_=options.gae_lambda, **sampling)
+
+    return _train_on_policy(options, options.batch_size, make_iteration, ppo.init)
+
+
+def train_grpo(options: GRPOOptions) -> Path:
+    """GRPO on the file's prompts against a judge; returns the trained model's folder."""
+    if options.group_size < 2:
+        raise UserError(f"--group-size {options.group_size}: a completion needs another to be compared with")
+    objective = functools.partial(grpo.grpo, clip_eps=options.clip_eps, beta=0.0)
+
+    def make_iteration(model: Model, optimizer: optax.GradientTransformation, **sampling: Any) -> state.Step:
+        step = grpo.make_grpo_step(model.config, optimizer, objective=objective, **_epochs(options))
+        groups = {"group_size": options.group_size, "advantages": group.standardized_advantages}
+        return grpo.make_grpo_iteration(grpo_step=step, **groups, **sampling)
+
+    return _train_on_policy(options, options.batch_size * options.group_size, make_iteration, lambda params: params)
+
+
+def _epochs(options: OnPolicyOptions) -> dict[str, int]:
+    return {"num_epochs": options.num_epochs, "num_minibatches": options.num_minibatches}
+
+
+def _train_on_policy(
+    options: OnPolicyOptions, num_samples: int, make_iteration: Callable[..., state.Step], init: Callable[[Any], Any]
+) -> Path:
+    """Sample `num_samples` completions a step for prompts of the file, and train on their scores."""
+    if num_samples % options.num_minibatches:
         raise UserError(
-            f"--batch-size {options.batch_size} is no multiple of --num-minibatches {options.num_minibatches}"
+            f"{num_samples} completions a step are no multiple of --num-minibatches {options.num_minibatches}"
         )
     run, model = _begin(options)
     texts = readers.read_prompts(options.data)
     _check_enough(options, len(texts))
     prompts = encode_prompts(model.tokenizer, texts, options.prompt_length, model.eos_id)
-    key = jax.random.key(options.seed)
-    optimizer = _optimizer(options)
-    iteration = ppo.make_ppo_iteration(
-        kl_coef=options.kl_coef,
+    key, optimizer = jax.random.key(options.seed), _optimizer(options)
+    iteration = make_iteration(
+        model,
+        optimizer,
         config=model.config,
-        ppo_step=ppo.make_ppo_step(
-            model.config,
-            optimizer,
-            num_epochs=options.num_epochs,
-            num_minibatches=options.num_minibatches,
-            clip_eps=options.clip_eps,
-            value_weight=options.value_weight,
-        ),
         ref_params=model.params,
         score=_score(options, model, prompts),
+        kl_coef=options.kl_coef,
         max_new_tokens=options.completion_length,
         eos_id=model.eos_id,
-        lambda_=options.gae_lambda,
     )
 
     def batch_at(number: int):
@@ -116,7 +149,7 @@ def train_ppo(options: PPOOptions) -> Path:
         options,
         run,
         iteration,
-        state.create(ppo.init(model.params), optimizer),
+        state.create(init(model.params), optimizer),
         batch_at,
         shown=("score", "kl", "entropy"),
         check=lambda number, metrics: ppo.check_first_ratio(metrics["first_ratio_deviation"]),
@@ -178,8 +211,8 @@ def _optimizer(options: TrainOptions) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate))
 
 
-def _score(options: PPOOptions, model: Model, prompts: tuple[np.ndarray, np.ndarray]) -> evaluation.Score:
-    """The judge: gold as it is, a reward model standardised on samples of the model that PPO starts from."""
+def _score(options: OnPolicyOptions, model: Model, prompts: tuple[np.ndarray, np.ndarray]) -> evaluation.Score:
+    """The judge: gold as it is, a reward model standardised on samples of the model that training starts from."""
     if options.reward == "gold":
         return evaluation.gold_score(model.tokenizer)
     judge = models.load_reward_model(options.reward, model)
