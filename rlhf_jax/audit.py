@@ -45,6 +45,8 @@ class GradientReport(NamedTuple):
     """Forward against reverse mode in a random direction; None where the loss has a reverse mode only."""
     narrowed: tuple[str, ...]
     """The dtypes below float64 that floating-point numbers are cast to inside."""
+    stopped: bool
+    """Whether `stop_gradient` is used inside: the gradient may then differ from the value's by design."""
     num_entries: int
 
     @property
@@ -63,6 +65,8 @@ class GradientReport(NamedTuple):
             return "not finite"
         if abs(above - below) > 1e-2 * max(abs(above), abs(below)):
             return f"a kink: {below:.4g} from below, {above:.4g} from above"
+        if self.stopped:
+            return "not the value's gradient, with a stop_gradient inside: right only if it is meant"
         return "WRONG: this is not the loss's gradient"
 
     def __str__(self) -> str:
@@ -90,8 +94,8 @@ def check_gradient(loss: Callable, *arguments: Any, closed_form: Callable | None
     (10⁻⁸ at least).
 
     Args:
-        loss: of the arguments; traceable by `jax.jit`. An output that is not one number is checked in two totals: its
-            sum, and a sum with fixed random weights, in which wrong entries do not cancel.
+        loss: of the arguments; traceable by `jax.jit`. An output of several numbers, or a pytree, is checked in two
+            totals: its sum, and a sum with fixed random weights, in which wrong entries do not cancel.
         arguments: any pytrees. Floating-point leaves are converted to float64 and differentiated; integers, booleans,
             keys and all else are constants: close over what the loss takes as data (`lambda log_probs: ...`). NaN and
             infinities are allowed where the loss ignores them.
@@ -113,20 +117,16 @@ def check_gradient(loss: Callable, *arguments: Any, closed_form: Callable | None
                 full[i] = part.reshape(shape)
             return jax.tree_util.tree_unflatten(structure, full)
 
-        output = lambda flat: jnp.ravel(loss(*rebuild(flat)))
+        output = lambda flat: jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(loss(*rebuild(flat)))])
         weights = _weights(jax.eval_shape(output, point).size)
         totals = lambda flat: weights @ output(flat).astype(float)
-
-        @jax.jit
-        def reverse(flat):
-            value, pull_back = jax.vjp(totals, flat)
-            rows = [pull_back(row)[0] for row in jnp.eye(len(weights))]
-            return value, jnp.abs(weights) @ jnp.abs(output(flat)), jnp.stack(rows)
-
-        value, size, automatic = map(np.asarray, reverse(point))
-        scale = max(_FLOOR * max(_largest(automatic), _largest(size)), _LEAST_SCALE)
-        numeric, one_sided = _differences(totals, point, value)
-        by_step = _deviation(automatic, numeric, scale)
+        size = lambda flat: jnp.abs(weights) @ jnp.abs(output(flat))
+        found = _evaluate(totals, size, point)
+        automatic = found["automatic"]
+        scale = max(_FLOOR * max(_largest(automatic), _largest(found["size"])), _LEAST_SCALE)
+        numeric, one_sided = _differences(point, found["value"], found["moved"])
+        inside = list(equations(jax.make_jaxpr(totals)(point)))
+        by_step, reverse = _deviation(automatic, numeric, scale), automatic @ found["direction"]
         deviations = np.where(np.isfinite(one_sided).all(0), by_step.min(0), np.inf)
         stated = dict(_stated(closed_form, rebuild(point), structure, floats, shapes)) if closed_form else {}
         for entry, number in stated.items():
@@ -147,8 +147,9 @@ def check_gradient(loss: Callable, *arguments: Any, closed_form: Callable | None
             worst,
             dict(zip(_STEPS, by_step[:, row, column].tolist(), strict=True)),
             tuple(one_sided[:, row, column].tolist()),
-            _mode_deviation(totals, point, automatic, scale),
-            _narrowed(jax.make_jaxpr(totals)(point)),
+            None if found["forward"] is None else float(_deviation(reverse, found["forward"], scale).max()),
+            _narrowed(inside),
+            any(equation.primitive.name == "stop_gradient" for equation in inside),
             automatic.shape[1],
         )
 
@@ -182,32 +183,53 @@ def _largest(numbers):
     return np.abs(np.where(np.isfinite(numbers), numbers, 0)).max()
 
 
-def _narrowed(jaxpr):
-    """Names of the dtypes narrower than float64 that a float64 is converted to."""
-    found = {
-        equation.outvars[0].aval.dtype
-        for equation in equations(jaxpr)
-        if equation.primitive.name == "convert_element_type" and equation.invars[0].aval.dtype == jnp.float64
-    }
+def _narrowed(inside):
+    """Names of the dtypes narrower than float64 that a float64, not just a Python number, is converted to."""
+    casts = [equation for equation in inside if equation.primitive.name == "convert_element_type"]
+    source = lambda equation: equation.invars[0].aval
+    wide = [each for each in casts if source(each).dtype == jnp.float64 and not source(each).weak_type]
+    found = {equation.outvars[0].aval.dtype for equation in wide}
     return tuple(sorted(str(dtype) for dtype in found if jnp.issubdtype(dtype, jnp.floating) and dtype != jnp.float64))
 
 
-def _differences(totals, point, value):
+def _distances(point):
+    """How far each entry is moved at each step, [steps, entries]."""
+    flat = np.asarray(point)
+    return np.outer(_STEPS, np.maximum(1, np.abs(np.where(np.isfinite(flat), flat, 1))))
+
+
+def _evaluate(totals, size, point):
+    """In one program: `totals` and `size` at the point, the totals' gradients, forward mode in a random direction, and
+    the totals `moved` up and down, [2, steps, entries, totals]."""
+    direction = np.random.default_rng(1).normal(size=point.shape)
+    distances = np.stack([_distances(point), -_distances(point)])
+    entries = np.broadcast_to(np.arange(point.size), distances.shape)
+
+    def program(flat, direction, distances, forward):
+        at = lambda pair: totals(flat.at[pair[0]].add(pair[1]))
+        moved = jax.lax.map(at, (entries.ravel(), distances.ravel()))
+        value, pull_back = jax.vjp(totals, flat)
+        rows = [pull_back(row)[0] for row in jnp.eye(value.size)]
+        found = {"forward": jax.jvp(totals, (flat,), (direction,))[1]} if forward else {}
+        moved = moved.reshape(*entries.shape, -1)
+        return found | {"value": value, "size": size(flat), "automatic": jnp.stack(rows), "moved": moved}
+
+    jitted = jax.jit(program, static_argnames="forward")
+    try:
+        found = jitted(point, direction, distances, forward=True)
+    except TypeError as error:
+        if "custom_vjp" not in str(error):
+            raise
+        found = jitted(point, direction, distances, forward=False)
+    return {"direction": direction, "forward": None} | {name: np.asarray(each) for name, each in found.items()}
+
+
+def _differences(point, value, moved):
     """Central differences [steps, totals, entries]; those from below and above, [2, totals, entries]."""
-    width = jnp.where(jnp.isfinite(point), jnp.maximum(1, jnp.abs(point)), 1)
-    entries, steps = jnp.meshgrid(jnp.arange(point.size), jnp.asarray(_STEPS))
-    distances = steps * width
-
-    @jax.jit
-    def moved(distances):
-        at = lambda pair: totals(point.at[pair[0]].add(pair[1]))
-        return jax.lax.map(at, (entries.ravel(), distances.ravel())).reshape(*entries.shape, -1)
-
-    up, down, distances = map(np.asarray, (moved(distances), moved(-distances), distances))
+    distances, (up, down) = _distances(point)[..., None], moved
     small = _STEPS.index(_ONE_SIDED_STEP)
-    central = (up - down) / (2 * distances[..., None])
-    one_sided = np.stack([value - down[small], up[small] - value]) / distances[small][:, None]
-    return central.swapaxes(1, 2), one_sided.swapaxes(1, 2)
+    one_sided = np.stack([value - down[small], up[small] - value]) / distances[small]
+    return ((up - down) / (2 * distances)).swapaxes(1, 2), one_sided.swapaxes(1, 2)
 
 
 def _stated(closed_form, arguments, structure, floats, shapes):
@@ -231,18 +253,6 @@ def _deviation(automatic, reference, scale):
     with np.errstate(invalid="ignore"):
         deviation = np.abs(automatic - reference) / size
     return np.where(np.isfinite(deviation), deviation, np.inf)
-
-
-def _mode_deviation(totals, point, automatic, scale):
-    rng = np.random.default_rng(1)
-    direction = jnp.asarray(rng.normal(size=point.shape))
-    try:
-        forward = jax.jit(lambda x, v: jax.jvp(totals, (x,), (v,))[1])(point, direction)
-    except TypeError as error:
-        if "custom_vjp" not in str(error):
-            raise
-        return None
-    return float(_deviation(automatic @ np.asarray(direction), np.asarray(forward), scale).max())
 
 
 def _names(loss, path):

@@ -101,10 +101,10 @@ def constant_at_the_reference(
 
 
 def chosen_is_preferred(loss: Callable, chosen: Float[ArrayLike, " N"], rejected: Float[ArrayLike, " N"]) -> Check:
-    """`loss(chosen, rejected)` falls as the chosen string's log-probability rises, and as the rejected one's falls."""
-    ((_, (up, down)),) = _gradients(loss, (chosen, rejected))
-    worst = float(jnp.maximum(up, -down).max())
-    return Check("chosen_is_preferred", worst < 0, worst, "largest slope that should be negative")
+    """`loss(chosen, rejected)` does not rise as the gap between the two widens; call it where the gap is small."""
+    ((_, (of_chosen, of_rejected)),) = _gradients(loss, (chosen, rejected))
+    slope = float(jnp.max(of_chosen - of_rejected))
+    return Check("chosen_is_preferred", slope <= 0, slope, "largest slope against the gap of chosen and rejected")
 
 
 def falling_chosen_costs(loss: Callable, chosen: Float[ArrayLike, " N"], rejected: Float[ArrayLike, " N"]) -> Check:

@@ -128,6 +128,8 @@ def test_a_cast_inside_is_reported_however_well_it_agrees():
     assert "cast to float32 inside" in str(report)
     assert audit.check_gradient(cast(jnp.bfloat16), np.zeros(2)).narrowed == ("bfloat16",)
     assert audit.check_gradient(cast(jnp.float64), np.zeros(2)).ok
+    coefficient_on_float32_data = jax.jit(lambda x, beta: x * (beta * VECTOR))
+    assert audit.check_gradient(lambda x: coefficient_on_float32_data(x, 0.1), VECTOR).ok
 
 
 def test_a_closed_form_is_held_against_automatic_differentiation():
@@ -179,6 +181,7 @@ def test_a_gradient_that_is_zero_everywhere_is_fine_and_a_lost_one_is_not():
     assert audit.check_gradient(lambda x: group.centered_advantages(x).sum(), VECTOR).ok
     report = audit.check_gradient(lambda x: jnp.square(jax.lax.stop_gradient(x)), VECTOR)
     np.testing.assert_allclose(report.worst.deviation, 1)
+    assert "not the value's gradient, with a stop_gradient inside" in str(report)
 
 
 def test_losses_of_this_library():

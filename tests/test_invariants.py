@@ -87,12 +87,13 @@ def test_at_the_reference():
 
 
 def test_the_chosen_string_is_preferred():
-    """At a gap of 0 the slopes are ∓β/2."""
+    """At a gap of 0 the slopes are ∓β/2, so −β against the gap."""
     check = invariants.chosen_is_preferred(lambda *pair: dpo.dpo_loss(*pair, beta=0.1), CHOSEN, CHOSEN)
     assert check
-    np.testing.assert_allclose(check.measured, -0.05)
+    np.testing.assert_allclose(check.measured, -0.1)
     assert not invariants.chosen_is_preferred(lambda chosen, rejected: dpo.dpo_loss(rejected, chosen), CHOSEN, CHOSEN)
-    assert not invariants.chosen_is_preferred(lambda chosen, rejected: -chosen, CHOSEN, CHOSEN)
+    both_rise = lambda chosen, rejected: -chosen - 2 * rejected
+    assert not invariants.chosen_is_preferred(both_rise, CHOSEN, CHOSEN)
 
 
 def unsafe(values, mask):
