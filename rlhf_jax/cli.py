@@ -24,6 +24,7 @@ rlhf-jax: reinforcement learning from human feedback, from first principles, in 
   rlhf-jax train grpo         the same without a value head: completions of a prompt are each other's baseline
   rlhf-jax generate           write with a model
   rlhf-jax evaluate           compare a model with a reference: gold utility, win rate, KL
+  rlhf-jax audit              check the gradient and the invariants of your own loss, or of this library
 
 rlhf-jax COMMAND --help says what each option means. To see it work: rlhf-jax experiment --quick
 """
@@ -90,7 +91,13 @@ def _evaluate(given: options.EvaluateOptions) -> None:
     print(write.describe(write.evaluate(given)))
 
 
-COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
+def _audit(given: options.AuditOptions) -> int:
+    from rlhf_jax.commands import audit
+
+    return 0 if audit.run(given) else 1
+
+
+COMMANDS: dict[str, tuple[type, Callable[[Any], int | None]]] = {
     "experiment": (options.ExperimentOptions, _experiment),
     "train sft": (options.SFTOptions, _train_sft),
     "train reward": (options.RewardOptions, _train_reward),
@@ -99,11 +106,12 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "train grpo": (options.GRPOOptions, _train_grpo),
     "generate": (options.GenerateOptions, _generate),
     "evaluate": (options.EvaluateOptions, _evaluate),
+    "audit": (options.AuditOptions, _audit),
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status, 0 for success and 2 for input that cannot be used."""
+    """Run one command; returns the exit status: 0 for success, 1 for a failed audit, 2 for input it cannot use."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         return _refuse(f'{", ".join(missing)} not installed: pip install ".[lm]" in the clone')
@@ -117,22 +125,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _cache_compilations()
     options_type, run = COMMANDS[name]
     try:
-        run(_parse(options_type, f"rlhf-jax {name}", arguments[words:]))
+        return run(_parse(options_type, f"rlhf-jax {name}", arguments[words:])) or 0
     except UserError as error:
         return _refuse(str(error))
     except OSError as error:
         return _refuse(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except KeyboardInterrupt:
         return _refuse("interrupted; a training run continues with --resume", status=130)
-    return 0
 
 
 def _parse(options_type: Any, program: str, arguments: list[str]) -> Any:
     import tyro
 
-    return tyro.cli(
-        options_type, prog=program, args=arguments, config=(tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)
-    )
+    config = [tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone]
+    if options_type is options.AuditOptions:
+        config.append(tyro.conf.PositionalRequiredArgs)
+    return tyro.cli(options_type, prog=program, args=arguments, config=config)
 
 
 def _cache_compilations() -> None:

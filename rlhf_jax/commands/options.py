@@ -157,21 +157,28 @@ class EvaluateOptions:
     """Decides every random draw."""
 
 
-COEFFICIENTS = {
-    "beta": 0.1,
-    "label_smoothing": 0.1,
-    "margin": 0.5,
-    "weight": 0.1,
-    "nll_weight": 1.0,
-    "penalty_weight": 5.0,
-    "tie_weight": 0.5,
-    "alpha": 0.5,
-    "clip_eps": 0.2,
-    "clip_eps_low": 0.2,
-    "clip_eps_high": 0.28,
-    "dual_clip": 3.0,
-    "gamma": 0.99,
-    "lambda_": 0.95,
-    "length": 6,
-    "eps": 1e-4,
-}
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AuditOptions:
+    """Hold a loss to float64 finite differences and to every invariant that the names of its arguments call for.
+
+    Arrays [4, 6]: log_probs, old_log_probs, ref_log_probs, advantages, values, old_values, returns, losses, tokens, and
+    mask, with padding on the right.
+
+    Arrays [8]: chosen_log_probs and rejected_log_probs, the same after ref_, the same with _mean_log_probs or _rewards.
+
+    Arrays [4, 6, 5]: logits, ref_logits. Arrays [4]: rewards. One number: advantage.
+
+    Jaxtyping annotations override these shapes. Coefficients without a default are beta 0.1, clip_eps 0.2 and so on, or
+    what --set says.
+
+    Held constant in the gradient check: old_*, ref_*, advantages, returns, discounts and, beside log_probs, rewards.
+
+    The exit status is 1 if anything fails.
+    """
+
+    target: tuple[str, ...]
+    """module:function, one or several; modules of the current folder are found."""
+    set: tuple[str, ...] = ()
+    """Numbers for arguments, as in --set beta=0.5 margin=1."""
+    library: bool = False
+    """The library itself: every gradient, the distance to the known optimum by method, the table of estimators."""
