@@ -105,8 +105,7 @@ def clipped_value_loss(
 def entropy(logits: Float[ArrayLike, "*s A"]) -> Float[Array, "*s"]:
     """H = −Σ_a π(a) log π(a), in nats and in float32 or wider; 0 log 0 = 0 with a finite gradient."""
     log_probs = lp.log_softmax(logits)
-    possible = log_probs != -jnp.inf
-    return -jnp.where(possible, jnp.exp(log_probs) * jnp.where(possible, log_probs, 0), 0).sum(-1)
+    return -(jnp.exp(log_probs) * jnp.where(log_probs == -jnp.inf, 0, log_probs)).sum(-1)
 
 
 @jax.jit
