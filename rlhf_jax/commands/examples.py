@@ -12,7 +12,14 @@ from rlhf_jax.errors import UserError
 SIZES = {"B": 4, "T": 6, "V": 5, "A": 5, "D": 3}
 OTHER_SIZE = 6
 DATA = {"advantages", "advantage", "returns", "discounts", "kl_baseline"}
-OTHERS = set("logits hidden embedding losses estimates mask tokens desirable tied best betas".split())
+OTHERS = {"logits", "hidden", "embedding", "tokens", "mask"} | {
+    "losses",
+    "estimates",
+    "desirable",
+    "tied",
+    "best",
+    "betas",
+}
 COEFFICIENTS = {
     "beta": 0.1,
     "label_smoothing": 0.1,
