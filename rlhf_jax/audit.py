@@ -173,9 +173,8 @@ def _is_floating(leaf):
 
 
 def _weights(size):
-    """Rows of weights [totals, outputs]: the sum's, and random ones of both signs where there are several outputs."""
-    rng = np.random.default_rng(0)
-    random = rng.choice([-1.0, 1.0], size) * rng.uniform(0.5, 1.5, size)
+    """Rows of weights [totals, outputs]: the sum's, and random ones where there are several outputs."""
+    random = np.random.default_rng(0).uniform(0.5, 1.5, size)
     return jnp.asarray(np.stack([np.ones(size), random])[: min(size, 2)])
 
 

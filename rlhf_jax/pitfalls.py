@@ -129,7 +129,7 @@ GALLERY = (
     ),
     Pitfall(
         4,
-        "padding counted in log-probabilities",
+        "padding or prompt counted in log-probabilities",
         "the loss changes with the longest row of the batch",
         lambda log_probs, mask: log_probs.sum(1),
         jax.vmap(masking.masked_sum),
@@ -188,7 +188,7 @@ GALLERY = (
         lambda losses, mask: jnp.where(mask, losses, 0).sum(1) / mask.sum(1),
         jax.vmap(masking.masked_mean),
         lambda mean: on.empty_mask_is_finite(mean, _LOG_PROBS, _MASK),
-        ("huggingface/trl#6548", "huggingface/trl#2209"),
+        ("huggingface/trl#6548", "huggingface/trl#3382"),
     ),
     Pitfall(
         11,
@@ -271,7 +271,7 @@ GALLERY = (
         _entropy_by_hand,
         ppo.entropy,
         lambda entropy: on.gradient_is_finite(entropy, np.where(_LOGITS > 1, -np.inf, _LOGITS)),
-        ("jax-ml/jax#17117", "jax-ml/jax#19490"),
+        ("jax-ml/jax#17117", "jax-ml/jax#17070"),
     ),
     Pitfall(
         20,
@@ -280,6 +280,6 @@ GALLERY = (
         lambda rewards, ended, cut, values: returns.gae(rewards, 1.0 - (ended | cut), values, 0.95),
         lambda rewards, ended, cut, values: returns.gae(rewards, 1.0 - ended, values, 0.95),
         along.truncation_bootstraps,
-        ("vwxyzjn/cleanrl#16",),
+        ("vwxyzjn/cleanrl#198", "anthonytorlucci/rlevo#170"),
     ),
 )

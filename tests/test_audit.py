@@ -58,8 +58,9 @@ def test_errors_that_cancel_in_the_sum_of_an_unreduced_loss_are_caught():
     pair = lambda x: jnp.stack([x, -x])
     doubled = with_gradient(pair, lambda x, cotangent: 2 * (cotangent[0] - cotangent[1]))
     assert audit.check_gradient(pair, 1.0).ok
-    report = audit.check_gradient(doubled, 1.0)
+    report = audit.check_gradient(doubled, 1.0, closed_form=lambda x: 0.0)
     assert report.worst.weights == "random weights"
+    assert report.worst.closed_form is None
     np.testing.assert_allclose(report.worst.deviation, 0.5, rtol=1e-9)
     assert "x, of the output's random weights" in str(report)
 
@@ -97,6 +98,7 @@ def test_a_masked_nan_may_be_anything_but_seen():
         assert not report.ok
         assert report.worst.deviation == np.inf
         assert "not finite" in str(report)
+    assert audit.check_gradient(lambda x: jnp.where(x == 0, jnp.nan, 0.0), 0.0).worst.deviation == np.inf
     behind_a_root = lambda x: jnp.where(mask, jnp.sqrt(x), 0).sum()
     report = audit.check_gradient(behind_a_root, np.array([1.0, 0.0, 0.0, 2.0]))
     assert not report.ok
@@ -157,6 +159,8 @@ def test_a_closed_form_mirrors_the_arguments_trees():
     assert audit.check_gradient(loss, params, closed_form=form).ok
     wrong = lambda params: form(params) | {"b": params["b"]}
     assert audit.check_gradient(loss, params, closed_form=wrong).worst.place == "params['b']"
+    first_wrong = lambda params: form(params) | {"w": form(params)["w"].at[0].set(9)}
+    assert audit.check_gradient(loss, params, closed_form=first_wrong).worst.place == "params['w'][0]"
     undefined = lambda params: form(params) | {"b": np.nan}
     assert audit.check_gradient(loss, params, closed_form=undefined).worst.deviation == np.inf
 
@@ -174,6 +178,10 @@ def test_deviations_are_relative(scale):
     loss = with_gradient(lambda x: scale * jnp.sin(x), lambda x, cotangent: cotangent * scale * 1.01 * jnp.cos(x))
     np.testing.assert_allclose(audit.check_gradient(loss, 0.3).worst.deviation, 0.01 / 1.01, rtol=1e-4)
     assert audit.check_gradient(lambda x: scale * jnp.sin(x), VECTOR).ok
+
+
+def test_the_rounding_of_a_large_loss_is_not_held_against_a_small_gradient():
+    assert audit.check_gradient(lambda x: 1e6 * x[0] + 1e-3 * jnp.sin(x[1]), VECTOR[:2]).ok
 
 
 def test_a_gradient_that_is_zero_everywhere_is_fine_and_a_lost_one_is_not():
