@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from rlhf_jax import enumerable
 from rlhf_jax.lm.gpt2 import Params
 
 
@@ -25,7 +26,7 @@ class TableConfig:
     @property
     def num_rows(self) -> int:
         """R = Σ_{t < n_positions} V^t."""
-        return sum(self.vocab_size**length for length in range(self.n_positions))
+        return enumerable.num_prefixes(self.vocab_size, self.n_positions)
 
 
 def _next_row(config: TableConfig, rows, tokens):

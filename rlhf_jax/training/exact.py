@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Int
 
@@ -32,7 +33,7 @@ class Setup(NamedTuple):
 
 
 class Run(NamedTuple):
-    """A method, what it was given, and where it went; `samples` are strings or choices, 0 where nothing is sampled."""
+    """A method, what it was given (`samples`: strings or choices), and its path: at step 0 and at each of `marks`."""
 
     method: str
     policy: str
@@ -40,6 +41,7 @@ class Run(NamedTuple):
     learning_rate: float
     samples: int
     at_most: float
+    marks: Int[np.ndarray, " K"]
     path: Point
 
 
@@ -55,20 +57,25 @@ class Row(NamedTuple):
     at_most: float
 
 
-def follow(setup: Setup, measure: Callable[[gpt2.Params], Point], *, num_steps: int, num_points: int) -> Point:
-    """Points before the first step and after every `num_steps / num_points` of them, in one compiled program."""
+def follow(setup: Setup, measure: Callable[[gpt2.Params], Point], marks: Int[np.ndarray, " K"]) -> Point:
+    """Points before the first step and after marks[0] < marks[1] < … steps, in one compiled program."""
 
-    def part(current, numbers):
-        advance = lambda carry, number: (setup.step(carry, setup.batch_at(number))[0], None)
-        current, _ = jax.lax.scan(advance, current, numbers)
+    def part(current, bounds):
+        advance = lambda number, carry: setup.step(carry, setup.batch_at(number))[0]
+        current = jax.lax.fori_loop(*bounds, advance, current)
         return current, measure(current.params)
 
     @jax.jit
     def run(start):
-        _, points = jax.lax.scan(part, start, jnp.arange(num_steps).reshape(num_points, -1))
+        _, points = jax.lax.scan(part, start, (np.concatenate([[0], marks[:-1]]), marks))
         return jax.tree.map(lambda one, more: jnp.concatenate([one[None], more]), measure(start.params), points)
 
     return run(setup.start)
+
+
+def spread_marks(num_steps: int) -> Int[np.ndarray, " K"]:
+    """Step numbers at equal ratios, as most of the way is made by the first steps."""
+    return np.unique(np.geomspace(1, num_steps, 48).round().astype(np.int32))
 
 
 def falling_adam(learning_rate: float, num_updates: int) -> optax.GradientTransformation:
@@ -181,27 +188,29 @@ SETTINGS = {
         Setting("PPO", ppo_with_values, 1500, 0.03, 1e-3, BATCH_SIZE, 4),
         Setting("GRPO", grpo_kl_in_reward, 1500, 0.03, 1e-3, BATCH_SIZE, 4),
         Setting("RLOO", rloo, 1500, 0.1, 1e-3, BATCH_SIZE),
-        Setting("REINFORCE", reinforce, 3000, 4.0, 0.02, BATCH_SIZE, optimizer=constant_sgd),
+        Setting("REINFORCE, no baseline", reinforce, 3000, 4.0, 0.02, BATCH_SIZE, optimizer=constant_sgd),
         Setting("GRPO, k3 in the loss", grpo_kl_in_loss, 1500, 0.03, float("inf"), BATCH_SIZE, 4),
     ),
     "GPT-2": (
-        Setting("exact policy gradient", policy_gradient, 1500, 0.01, 1e-3),
+        Setting("exact policy gradient", policy_gradient, 2000, 0.003, 1e-3),
         Setting("DPO, every pair", population_dpo, 300, 0.005, 1e-2),
-        Setting("PPO", ppo_with_values, 600, 0.003, 0.05, BATCH_SIZE, 4),
+        Setting("PPO", ppo_with_values, 600, 0.002, 0.05, BATCH_SIZE, 4),
         Setting("GRPO", grpo_kl_in_reward, 600, 0.002, 0.05, BATCH_SIZE, 4),
         Setting("RLOO", rloo, 600, 0.003, 0.05, BATCH_SIZE),
     ),
 }
 
 
-def make_run(problem: Problem, name: str, policy: Policy, setting: Setting, *, num_points: int = 30) -> Run:
+def make_run(
+    problem: Problem, name: str, policy: Policy, setting: Setting, marks: Int[np.ndarray, " K"] | None = None
+) -> Run:
     """One line of the experiment, from the reference to its end."""
     optimizer = setting.optimizer(setting.learning_rate, setting.steps * setting.updates)
     measure = functools.partial(language.measure, problem, policy.config)
-    setup = setting.setup(problem, policy, optimizer)
-    path = follow(setup, measure, num_steps=setting.steps, num_points=num_points)
+    marks = spread_marks(setting.steps) if marks is None else marks
+    path = follow(setting.setup(problem, policy, optimizer), measure, marks)
     samples = NUM_CHOICES if setting.setup is sampled_dpo else setting.steps * setting.samples
-    return Run(setting.method, name, setting.steps, setting.learning_rate, samples, setting.at_most, path)
+    return Run(setting.method, name, setting.steps, setting.learning_rate, samples, setting.at_most, marks, path)
 
 
 def runs() -> list[Run]:

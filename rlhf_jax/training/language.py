@@ -84,13 +84,14 @@ def string_log_probs(problem: Problem, config: Config, params: gpt2.Params) -> F
 
 
 def measure(problem: Problem, config: Config, params: gpt2.Params) -> Point:
-    """Where the policy stands, by the sums over all strings."""
+    """Where the policy stands, by the sums over all strings.
+
+    A divergence is Σ_y π(y) k3(y): its terms are not negative, so that 1e-9 nats are still seen in float32.
+    """
     log_probs = string_log_probs(problem, config, params)
-    return Point(
-        kl.exact_kl(log_probs, problem.ref_log_probs).mean(),
-        jax.vmap(enumerable.expected_reward)(log_probs, problem.rewards).mean(),
-        kl.exact_kl(log_probs, optimum(problem)).mean(),
-    )
+    divergence = lambda others: (jnp.exp(log_probs) * kl.k3(log_probs, others)).sum(1).mean()
+    reward = jax.vmap(enumerable.expected_reward)(log_probs, problem.rewards).mean()
+    return Point(divergence(problem.ref_log_probs), reward, divergence(optimum(problem)))
 
 
 def score(problem: Problem, sequences: Sequences) -> Float[Array, " B"]:

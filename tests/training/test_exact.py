@@ -42,7 +42,9 @@ def best(problem):
 def end(problem, policies, method, name="table", **changes):
     """KL(π ‖ π*) where the method ends, settings as in `exact.SETTINGS` but for `changes`."""
     (setting,) = (each for each in exact.SETTINGS[name] if each.setup is method)
-    run = exact.make_run(problem, name, policies[name], setting._replace(**changes), num_points=10)
+    setting = setting._replace(**changes)
+    marks = np.arange(1, 11, dtype=np.int32) * (setting.steps // 10)
+    run = exact.make_run(problem, name, policies[name], setting, marks)
     return np.asarray(run.path.distance)
 
 
@@ -125,7 +127,7 @@ def test_dpo_on_finite_choices_ends_where_the_fisher_information_says(problem, p
         batch = batches[0]._replace(weights=weights)
         setup = exact.Setup(step, exact.state.create(params, optimizer), lambda number: batch)
         measure = functools.partial(language.measure, problem, config)
-        return exact.follow(setup, measure, num_steps=200, num_points=1).distance[-1]
+        return exact.follow(setup, measure, np.array([200])).distance[-1]
 
     ends = jax.lax.map(distance, jnp.stack([batch.weights for batch in batches]))
     expected = language.expected_dpo_distance(problem, 50_000)
