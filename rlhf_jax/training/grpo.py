@@ -115,8 +115,8 @@ def grpo(log_probs: Float[Array, "B C"], batch: GroupBatch, *, clip_eps: Scalar,
     """Mean over strings of the mean over tokens of `group.grpo_loss`.
 
     Args:
-        beta: weight of k3 in the loss; 0 where the KL stands in the reward. With k3 alone the optimum of one-token
-            strings is π_ref β / (c − r), c such that it sums to 1, not π_ref exp(r/β) / Z.
+        beta: weight of k3 in the loss; 0 where the KL stands in the reward. With k3 and centred advantages one-token
+            strings end at π_ref β / (c − r), c such that it sums to 1, not at π_ref exp(r/β) / Z.
     """
     mask, advantages = _by_token(batch)
     references = batch.old_log_probs, batch.ref_log_probs

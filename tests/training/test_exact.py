@@ -114,6 +114,22 @@ def test_reinforce_without_a_baseline_stays_where_theory_says(problem, policies)
     assert 0.7 < path[5:].mean() / expected < 1.6
     doubled = language.expected_reinforce_distance(problem, 8.0, 2 * exact.BATCH_SIZE)
     np.testing.assert_allclose(doubled, expected, rtol=1e-6)
+    with_baseline = {"steps": 3000, "learning_rate": 4.0, "optimizer": exact.constant_sgd}
+    assert end(problem, policies, exact.rloo, **with_baseline)[-1] < 0.1 * expected
+
+
+def test_standardised_advantages_settle_only_as_the_learning_rate_falls(problem, policies):
+    """At a constant rate they keep the policy moving, the further from π* the larger the rate."""
+
+    @jax.jit
+    def floor(rate):
+        setup = exact.grpo_kl_in_reward(problem, policies["table"], exact.optax.adam(rate))
+        measure = functools.partial(language.measure, problem, policies["table"].config)
+        return exact.follow(setup, measure, np.arange(500, 801, 50)).distance[1:].mean()
+
+    low, high = floor(0.03), floor(0.1)
+    assert high > 3 * low > 3 * 1e-3
+    assert end(problem, policies, exact.grpo_kl_in_reward, steps=800)[-1] < 0.5 * low
 
 
 def test_dpo_on_finite_choices_ends_where_the_fisher_information_says(problem, policies):
