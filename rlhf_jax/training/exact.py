@@ -1,6 +1,6 @@
 """The project's own train steps on a language whose optimum π* is known: how near to it does each of them end?
 
-Every run starts at the reference and is one compiled program; where it stands is computed by listing all strings.
+Every run starts at the reference and is one compiled program, in float32; where it stands is summed over all strings.
 Sampled methods see the reward of sampled strings only. The learning rate is constant for half of the updates and then
 falls linearly to 0 (`falling_adam`), as standardised advantages keep a policy moving however near to π* it is.
 """

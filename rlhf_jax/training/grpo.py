@@ -125,7 +125,7 @@ def grpo(log_probs: Float[Array, "B C"], batch: GroupBatch, *, clip_eps: Scalar,
 
 
 def dr_grpo(log_probs: Float[Array, "B C"], batch: GroupBatch, *, clip_eps: Scalar) -> Float[Array, ""]:
-    """PPO's clipped loss summed over tokens, divided by the greatest length, meant over strings."""
+    """Mean over strings of PPO's clipped loss summed over tokens and divided by the greatest length."""
     mask, advantages = _by_token(batch)
     losses = ppo.clipped_surrogate_loss(log_probs, batch.old_log_probs, advantages, clip_eps=clip_eps)
     return group.fixed_length_mean(losses, mask, mask.shape[1])
