@@ -25,6 +25,11 @@ def ppo(log_probs, old_log_probs, advantages, mask, clip_eps):
     losses = -jnp.minimum(ratio * advantages, clipped * advantages)
     return jnp.where(mask, losses, 0).sum() / jnp.maximum(mask.sum(), 1)
 
+def ppo_with_a_penalty(log_probs, old_log_probs, ref_log_probs, advantages, mask, clip_eps, beta):
+    gap = ref_log_probs - log_probs
+    penalty = jnp.where(mask, jnp.exp(gap) - 1 - gap, 0).sum() / jnp.maximum(mask.sum(), 1)
+    return ppo(log_probs, old_log_probs, advantages, mask, clip_eps) + beta * penalty
+
 def unsigned_ppo(log_probs, old_log_probs, advantages, mask, clip_eps):
     return -ppo(log_probs, old_log_probs, advantages, mask, clip_eps)
 
@@ -39,6 +44,10 @@ def dpo_against_the_wrong_reference(
     chosen_log_probs, rejected_log_probs, ref_chosen_log_probs, ref_rejected_log_probs, beta=0.1
 ):
     return dpo(chosen_log_probs, rejected_log_probs, ref_rejected_log_probs, ref_chosen_log_probs, beta)
+
+def ipo(chosen_log_probs, rejected_log_probs, ref_chosen_log_probs, ref_rejected_log_probs, beta):
+    gap = chosen_log_probs - ref_chosen_log_probs - rejected_log_probs + ref_rejected_log_probs
+    return (gap - 0.5 / beta) ** 2
 
 @jax.custom_vjp
 def half_a_gradient(values):
@@ -122,6 +131,24 @@ def test_a_wrong_loss_fails_by_name_and_the_status_is_1(run, name, failed):
     assert out.rstrip().splitlines()[-1] == f"  FAILED: {', '.join(failed)}"
     assert [check for check, passed in checks(out).items() if not passed] == [n for n in failed if n != "gradient"]
     assert ("WRONG" in out) == (failed == ["gradient"])
+
+
+def test_a_penalty_is_0_where_the_first_update_is_looked_at(run):
+    status, out, _ = run("users_losses:ppo_with_a_penalty --set beta=10")
+    assert status == 0
+    assert checks(out)["first_update_is_the_policy_gradient"]
+
+
+def test_the_chosen_string_is_preferred_at_the_reference_though_a_target_may_be_overshot(run):
+    status, out, _ = run("users_losses:ipo --set beta=5")
+    assert status == 0
+    assert "policy = reference, 0.0100," in out
+
+
+def test_one_wrong_loss_among_several_is_enough(run):
+    status, out, _ = run("users_losses:half_a_gradient users_losses:of_tokens")
+    assert status == 1
+    assert out.rstrip().endswith("all passed")
 
 
 def test_numbers_are_given_by_name(run):

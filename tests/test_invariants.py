@@ -92,6 +92,11 @@ def test_the_chosen_string_is_preferred():
     assert check
     np.testing.assert_allclose(check.measured, -0.1)
     assert not invariants.chosen_is_preferred(lambda chosen, rejected: dpo.dpo_loss(rejected, chosen), CHOSEN, CHOSEN)
+    assert invariants.chosen_is_preferred(
+        lambda chosen, rejected: dpo.hinge_loss(chosen + 9, rejected, beta=1), CHOSEN, CHOSEN
+    )
+    one_of_two = lambda chosen, rejected: np.array([-1, 1]) * (chosen - rejected)
+    assert not invariants.chosen_is_preferred(one_of_two, CHOSEN, CHOSEN)
     both_rise = lambda chosen, rejected: -chosen - 2 * rejected
     assert not invariants.chosen_is_preferred(both_rise, CHOSEN, CHOSEN)
 
