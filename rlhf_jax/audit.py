@@ -54,12 +54,17 @@ class GradientReport(NamedTuple):
         deviations = (self.worst.deviation, self.mode_deviation or 0.0)
         return max(deviations) <= TOLERANCE and not self.narrowed
 
+    def __bool__(self) -> bool:
+        return self.ok
+
     @property
     def verdict(self) -> str:
         if self.ok:
             return "ok"
         if self.narrowed:
             return f"cast to {', '.join(self.narrowed)} inside: no float64 check is possible"
+        if self.worst.deviation <= TOLERANCE:
+            return "WRONG: forward and reverse mode differ"
         below, above = self.one_sided
         if not np.isfinite([self.worst.automatic, self.worst.numeric, below, above]).all():
             return "not finite"
