@@ -184,7 +184,7 @@ SETTINGS = {
     "table": (
         Setting("exact policy gradient", policy_gradient, 3000, 0.1, 1e-4),
         Setting("DPO, every pair", population_dpo, 300, 0.1, 1e-4),
-        Setting(f"DPO, {NUM_CHOICES:,} choices", sampled_dpo, 300, 0.1, 0.05),
+        Setting(f"DPO, {NUM_CHOICES:,} choices", sampled_dpo, 300, 0.1, 0.03),
         Setting("PPO", ppo_with_values, 1500, 0.03, 1e-3, BATCH_SIZE, 4),
         Setting("GRPO", grpo_kl_in_reward, 1500, 0.03, 1e-3, BATCH_SIZE, 4),
         Setting("RLOO", rloo, 1500, 0.1, 1e-3, BATCH_SIZE),
