@@ -117,7 +117,8 @@ def optimal_baseline(
 ) -> Float[Array, ""]:
     """b = E[‖∇ log π‖² r] / E[‖∇ log π‖²], the constant baseline of least variance.
 
-    Reference: Weaver & Tao (2001), "The Optimal Reward Baseline for Gradient-Based Reinforcement Learning".
+    Reference: Greensmith, Bartlett and Baxter (2004), "Variance Reduction Techniques for Gradient Estimates in
+    Reinforcement Learning".
     """
     weights = probs * jnp.square(jnp.asarray(scores)).sum(axis=1)
     return jnp.sum(weights * rewards) / weights.sum()
