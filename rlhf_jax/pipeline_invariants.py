@@ -16,11 +16,12 @@ from rlhf_jax.invariants import Check, check_small
 def prompt_stays_a_prefix(
     encode_pair: Callable[[str, str], Sequence[int]], encode: Callable[[str], Sequence[int]], prompt: str, *texts: str
 ) -> Check:
-    """`encode_pair(prompt, completion)` begins with `encode(prompt)` and ends with `encode(completion)` for each text.
+    """`encode_pair(prompt, completion)` begins with `encode(prompt)` for each text.
 
     A tokenizer may merge across the border, and the mask that counts the prompt's tokens is then off by one.
     """
-    broken = sum(list(encode_pair(prompt, text)) != [*encode(prompt), *encode(text)] for text in texts)
+    alone = list(encode(prompt))
+    broken = sum(list(encode_pair(prompt, text))[: len(alone)] != alone for text in texts)
     return check_small("prompt_stays_a_prefix", float(broken), "texts that changed the prompt's tokens")
 
 
@@ -45,11 +46,13 @@ def padding_ids_are_ignored(scores_of: Callable, tokens: Int[ArrayLike, "B T"], 
 def padding_side_is_irrelevant(
     scores_of: Callable, tokens: Int[ArrayLike, "B T"], mask: Bool[ArrayLike, "B T"]
 ) -> Check:
-    """`scores_of(tokens, mask)`, [B, T, ...], says the same of right-padded `tokens` padded on the left instead."""
-    to_left = np.argsort(np.asarray(mask), axis=1, kind="stable")
-    left, left_mask = (jnp.take_along_axis(jnp.asarray(array), to_left, 1) for array in (tokens, mask))
-    change = _kept(scores_of(tokens, mask), mask) - _kept(scores_of(left, left_mask), left_mask)
-    return check_small("padding_side_is_irrelevant", change, "change when padding moves to the left")
+    """`scores_of(tokens, mask)`, [B, T, ...], says the same of `tokens` padded on the right and on the left."""
+    scores = []
+    for order in (~np.asarray(mask), np.asarray(mask)):
+        moved = np.argsort(order, axis=1, kind="stable")
+        padded, kept = (jnp.take_along_axis(jnp.asarray(array), moved, 1) for array in (tokens, mask))
+        scores.append(_kept(scores_of(padded, kept), kept))
+    return check_small("padding_side_is_irrelevant", scores[0] - scores[1], "change when padding moves to the left")
 
 
 def _kept(scores, mask):
@@ -83,10 +86,10 @@ def vocabulary_is_never_held(function: Callable, *arrays: ArrayLike, vocab_size:
 def reward_lands_on_the_last_token(
     place: Callable, scores: Float[ArrayLike, " B"], mask: Bool[ArrayLike, "B T"]
 ) -> Check:
-    """`place(scores, mask)`, [B, T], is each string's score at its last kept token and 0 elsewhere."""
+    """`place(scores, mask)`, [B, T], is each string's score at its last kept token, if it has one, and 0 elsewhere."""
     expected = np.zeros(np.shape(mask))
     for row, (score, kept) in enumerate(zip(np.asarray(scores), np.asarray(mask), strict=True)):
-        expected[row, np.flatnonzero(kept)[-1]] = score
+        expected[row, np.flatnonzero(kept)[-1:]] = score
     distance = jnp.asarray(place(scores, mask)) - expected
     return check_small("reward_lands_on_the_last_token", distance, "reward at a wrong token, in reward units")
 

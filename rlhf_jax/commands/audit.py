@@ -145,7 +145,9 @@ def applicable(function: Callable, arguments: dict[str, Any]) -> Iterator[Check]
         start = arguments | dict.fromkeys(names & {"ref_log_probs"}, arguments["log_probs"])
         start |= {name: np.ones_like(arguments[name]) for name in names & {"mask"}}
         loss = _of(function, start, ("log_probs", "old_log_probs", advantage))
-        yield invariants.first_update_is_the_policy_gradient(loss, arguments["log_probs"], arguments[advantage])
+        values = np.asarray(arguments[advantage])
+        centred = values - values.mean() if values.ndim else values
+        yield invariants.first_update_is_the_policy_gradient(loss, arguments["log_probs"], centred)
     for chosen, rejected in PAIRS:
         pair, ref_pair = (chosen, rejected), (f"ref_{chosen}", f"ref_{rejected}")
         if names.issuperset(pair):
