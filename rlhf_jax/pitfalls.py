@@ -103,7 +103,7 @@ GALLERY = (
     Pitfall(
         1,
         "mean for sum of log-probabilities",
-        "IPO's target 1/(2 beta) and DPO's beta mean something else for every length",
+        "beta is then per token and not per string; TRL's IPO does so on purpose, DPO's optimum needs the sum",
         jax.vmap(masking.masked_mean),
         jax.vmap(masking.masked_sum),
         lambda string_log_probs: on.is_summed(string_log_probs, _LOG_PROBS, _MASK),
