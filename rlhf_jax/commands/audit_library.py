@@ -19,7 +19,7 @@ from rlhf_jax import (
     reward_model,
 )
 from rlhf_jax.audit import GradientReport
-from rlhf_jax.commands import audit
+from rlhf_jax.commands import audit, audit_worlds
 from rlhf_jax.commands.examples import example_arguments
 from rlhf_jax.training import exact
 
@@ -30,36 +30,38 @@ NOT_CHECKED = {
     "enumerable.check_bytes",
     "enumerable.num_prefixes",
     "enumerable.prefix_rows",
+    "kl.adaptive_kl_coefficient",
+    "ppo.clip_fraction",
+    "ppo.max_ratio_deviation",
+}
+IN_WORLDS = {
     "enumerable.string_log_probs",
     "enumerable.objective_gradient",
     "enumerable.objective_hvp",
     "enumerable.best_of_n_log_probs",
-    "kl.adaptive_kl_coefficient",
     "policy_gradient.policy_gradient",
-    "ppo.clip_fraction",
-    "ppo.max_ratio_deviation",
 }
 BY_DESIGN = {"group.cispo_loss": "the clipped ratio is a constant weight"}
 
 
 def functions() -> Iterator[tuple[str, Callable]]:
-    """Every public function of arrays whose gradient is that of its value, by name."""
+    """Every public function of arrays alone whose gradient is that of its value, by name."""
     for module in MODULES:
         for name, function in vars(module).items():
             full = f"{module.__name__.removeprefix('rlhf_jax.')}.{name}"
             own = getattr(function, "__module__", "") == module.__name__ and callable(function)
-            if own and not name.startswith("_") and not {full} & (NOT_CHECKED | BY_DESIGN.keys()):
+            if own and not name.startswith("_") and not {full} & (NOT_CHECKED | IN_WORLDS | BY_DESIGN.keys()):
                 yield full, function
 
 
 def gradients() -> dict[str, GradientReport]:
-    """The gradient check of each of `functions`."""
+    """The gradient check of each of `functions`, and of what takes an MDP or a language."""
     reports = {}
     for name, function in functions():
         given = {key: value for key, value in GIVEN.items() if key in inspect.signature(function).parameters}
         arguments = example_arguments(functools.partial(function, **given), name, {})
         reports[name] = audit.check_gradient(functools.partial(function, **given), arguments)
-    return reports
+    return reports | audit_worlds.gradients()
 
 
 def report() -> Iterator[tuple[str, bool]]:
