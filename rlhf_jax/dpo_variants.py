@@ -153,8 +153,8 @@ def sppo_loss(
     ref_rejected_log_probs: RefLogProbs = 0.0,
     *,
     beta: Scalar,
-    chosen_win_probs: RefLogProbs = 1.0,
-    rejected_win_probs: RefLogProbs = 0.0,
+    chosen_win_probs: Float[ArrayLike, "*s"] | Float[ArrayLike, ""] = 1.0,
+    rejected_win_probs: Float[ArrayLike, "*s"] | Float[ArrayLike, ""] = 0.0,
 ) -> Float[Array, "*s"]:
     """Self-play preference optimisation: (u⁺ − (P⁺ − ½)/β)² + (u⁻ − (P⁻ − ½)/β)².
 
