@@ -168,6 +168,18 @@ def test_a_gpt2_approaches_the_same_optimum(problem, policies):
     assert path[-1] < 0.3 * path[0]
 
 
+def test_a_run_makes_the_steps_it_says():
+    """A step that adds its batch, which is its own number: 0 + 1 + … + (n − 1) after n steps."""
+    step = lambda current, number: (current._replace(params=current.params + number), {})
+    start = exact.state.create(jnp.array(0.0), exact.optax.sgd(1.0))
+    setup = exact.Setup(step, start, lambda number: number)
+    path = exact.follow(setup, lambda params: language.Point(params, params, params), np.array([1, 3, 10]))
+    np.testing.assert_array_equal(path.kl, [0, 0, 3, 45])
+    marks = exact.spread_marks(600)
+    assert (marks[0], marks[-1]) == (1, 600)
+    assert (np.diff(marks) > 0).all()
+
+
 def test_rows_say_what_ran(monkeypatch):
     """The listing itself, on one setting of each policy."""
     short = {name: lines[:1] for name, lines in exact.SETTINGS.items()}
