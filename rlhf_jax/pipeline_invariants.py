@@ -95,7 +95,10 @@ def reward_lands_on_the_last_token(
 
 
 def first_values_are_zero(values: Float[ArrayLike, "*s"]) -> Check:
-    """A new value head says 0, so that the first advantages are the rewards and not its noise."""
+    """A new value head says 0, so that the first advantages are the rewards and not its noise.
+
+    Not for a value function that starts from a reward model's weights: that one has something to say.
+    """
     return check_small("first_values_are_zero", values, "largest |value| before the first update, in reward units")
 
 

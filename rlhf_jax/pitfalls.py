@@ -134,7 +134,7 @@ GALLERY = (
         lambda log_probs, mask: log_probs.sum(1),
         jax.vmap(masking.masked_sum),
         lambda string_log_probs: on.padding_is_ignored(string_log_probs, _LOG_PROBS, _MASK),
-        ("OpenRLHF/OpenRLHF#237",),
+        ("OpenRLHF/OpenRLHF#237", "0xallam/Direct-Preference-Optimization#4"),
     ),
     Pitfall(
         5,
@@ -143,7 +143,7 @@ GALLERY = (
         lambda tokens, mask: jnp.sin(tokens + 0.5 * jnp.arange(tokens.shape[1])),
         lambda tokens, mask: jnp.sin(tokens + 0.5 * (jnp.cumsum(mask, axis=1) - 1)),
         lambda scores_of: along.padding_side_is_irrelevant(scores_of, _TOKENS, _MASK),
-        ("huggingface/trl#469", "OpenRLHF/OpenRLHF#672"),
+        ("huggingface/trl#469", "huggingface/trl#6800"),
     ),
     Pitfall(
         6,
@@ -166,11 +166,11 @@ GALLERY = (
     Pitfall(
         8,
         "a KL estimator used as a loss",
-        "k1's gradient is 0 on average, so the penalty does nothing",
+        "k1's gradient is 0 on average, so the penalty does nothing; k3's is that of the KL the other way round",
         kl.k1,
         kl.k2,
         lambda estimator: on.kl_loss_descends_the_kl(estimator, _LOGITS[0, 0], _LOGITS[0, 1]),
-        ("allenai/open-instruct#534", "huggingface/trl#4967"),
+        ("huggingface/trl#4967", "verl-project/verl#2953"),
     ),
     Pitfall(
         9,
