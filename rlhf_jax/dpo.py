@@ -196,7 +196,7 @@ def alpha_f_prime(log_ratio: Float[ArrayLike, "*s"], alpha: Scalar) -> Float[Arr
 
     ρ^−α saturates as in `log_probs.log_ratio`. α is the paper's; TRL's coefficient is 1 − α.
     """
-    power = jnp.expm1(lp.log_ratio(0.0, alpha * log_ratio))
+    power = jnp.expm1(lp.log_ratio(0.0, alpha * jnp.where(alpha == 0, 0, log_ratio)))
     return jnp.where(alpha == 0, log_ratio, -power / jnp.where(alpha == 0, 1, alpha))
 
 
