@@ -194,9 +194,11 @@ SETTINGS = {
     "GPT-2": (
         Setting("exact policy gradient", policy_gradient, 2000, 0.003, 1e-3),
         Setting("DPO, every pair", population_dpo, 300, 0.005, 1e-2),
+        Setting(f"DPO, {NUM_CHOICES:,} choices", sampled_dpo, 300, 0.005, 0.03),
         Setting("PPO", ppo_with_values, 600, 0.002, 0.05, BATCH_SIZE, 4),
         Setting("GRPO", grpo_kl_in_reward, 600, 0.002, 0.05, BATCH_SIZE, 4),
         Setting("RLOO", rloo, 600, 0.003, 0.05, BATCH_SIZE),
+        Setting("REINFORCE, no baseline", reinforce, 1500, 0.001, 0.05, BATCH_SIZE),
     ),
 }
 
