@@ -63,9 +63,10 @@ def _where_kept(mask, array, fill):
 
 
 def _filled(arrays, fill):
-    """The arrays with `fill` at the masked entries of floats; the mask is the last."""
+    """The arrays with multiples of `fill` at the masked entries of floats, another for each, as a loss may be of their
+    difference; the mask is the last."""
     *arrays, mask = map(jnp.asarray, arrays)
-    fills = [_where_kept(mask, array, fill) for array in arrays]
+    fills = [_where_kept(mask, array, fill * (1 + i / 8)) for i, array in enumerate(arrays)]
     if all(filled is None for filled in fills):
         raise ValueError(f"no array of floats has the mask's axes, {mask.shape}: there is nothing to fill")
     return *(a if filled is None else filled for a, filled in zip(arrays, fills, strict=True)), mask
@@ -144,6 +145,19 @@ def padding_is_ignored(loss: Callable, *arrays: ArrayLike) -> Check:
     share = lambda one, other, size: jnp.abs(one - other).max() / jnp.where(size > 0, size, 1)
     changes = jnp.stack(list(map(share, [value, *slopes], jax.tree.leaves(other), sizes)))
     return check_small("padding_is_ignored", changes, "change with what stands at masked entries, relative")
+
+
+def padding_length_is_irrelevant(loss: Callable, *arrays: ArrayLike) -> Check:
+    """Twice the length, by padding, changes neither the value nor a gradient: no mean counts the padding."""
+    *arrays, mask = map(jnp.asarray, arrays)
+    axis = mask.ndim - 1
+    longer = lambda a: jnp.concatenate([a, jnp.zeros_like(a)], axis) if a.shape[: mask.ndim] == mask.shape else a
+    (value, slopes), (other, longer_slopes) = _gradients(loss, (*arrays, mask), tuple(map(longer, (*arrays, mask))))
+    shortened = [slope[tuple(map(slice, short.shape))] for slope, short in zip(longer_slopes, slopes, strict=True)]
+    changes = [jnp.abs(one - slope).max() for one, slope in zip(shortened, slopes, strict=True)]
+    size = jnp.stack([jnp.abs(value), *(jnp.abs(slope).max() for slope in slopes)]).max()
+    relative = jnp.stack([jnp.abs(other - value), *changes]) / jnp.where(size > 0, size, 1)
+    return check_small("padding_length_is_irrelevant", relative, "change with twice the length by padding, relative")
 
 
 def masked_entries_get_no_gradient(loss: Callable, *arrays: ArrayLike) -> Check:

@@ -78,6 +78,7 @@ def run(tmp_path, monkeypatch, capsys):
     """Runs `rlhf-jax audit` in a folder with `users_losses.py`: (exit status, standard output, standard error)."""
     (tmp_path / "users_losses.py").write_text(USERS_LOSSES)
     (tmp_path / "broken.py").write_text("1 / 0\n")
+    (tmp_path / "leaving.py").write_text("raise SystemExit(3)\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
@@ -102,6 +103,7 @@ def test_a_right_loss_passes_every_check_that_its_arguments_call_for(run):
             "padding_is_ignored",
             "masked_entries_get_no_gradient",
             "empty_mask_is_finite",
+            "padding_length_is_irrelevant",
             "batch_order_is_irrelevant",
         ],
         True,
@@ -120,7 +122,7 @@ def test_a_right_loss_passes_every_check_that_its_arguments_call_for(run):
     ("name", "failed"),
     [
         ("unsigned_ppo", ["first_update_is_the_policy_gradient"]),
-        ("unmasked_ppo", ["padding_is_ignored", "masked_entries_get_no_gradient"]),
+        ("unmasked_ppo", ["padding_is_ignored", "masked_entries_get_no_gradient", "padding_length_is_irrelevant"]),
         ("dpo_against_the_wrong_reference", ["constant_at_the_reference"]),
         ("half_a_gradient", ["gradient"]),
     ],
@@ -146,7 +148,7 @@ def test_the_chosen_string_is_preferred_at_the_reference_though_a_target_may_be_
 
 
 def test_one_wrong_loss_among_several_is_enough(run):
-    status, out, _ = run("users_losses:half_a_gradient users_losses:of_tokens")
+    status, out, _ = run("users_losses:half_a_gradient users_losses:dpo")
     assert status == 1
     assert out.rstrip().endswith("all passed")
 
@@ -160,16 +162,23 @@ def test_numbers_are_given_by_name(run):
     assert "twice the rows multiply it by 2, twice the tokens by 2:" in out
 
 
-def test_what_cannot_be_differentiated_is_said(run):
-    status, out, _ = run("users_losses:of_tokens")
-    assert status == 0
-    assert "gradient    no argument to differentiate" in out
+def test_a_function_that_fails_hides_no_other_report(run):
+    status, out, err = run("users_losses:of_a_batch users_losses:dpo users_losses:of_tokens")
+    assert status == 2
+    assert out.startswith("users_losses:dpo\n")
+    assert out.rstrip().endswith("all passed")
+    assert err.startswith("rlhf-jax: users_losses:of_a_batch failed on")
+    assert "; users_losses:of_tokens: nothing to check" in err
 
 
 @pytest.mark.parametrize(
     ("line", "said"),
     [
         ("", "give module:function, such as rlhf_jax.dpo:dpo_loss, or --library"),
+        ("--set beta=1 users_losses:dpo", "--set users_losses:dpo: give name=number"),
+        ("./users_losses.py:ppo", "give the module's dotted name, users_losses:ppo,"),
+        ("leaving:loss", "importing leaving failed: SystemExit: 3"),
+        ("users_losses:of_tokens", "of_tokens: nothing to check: rlhf-jax audit --help lists the names"),
         ("users_losses", "'users_losses': give module:function"),
         ("users_losses.py:ppo", "give the module's dotted name, users_losses:ppo, from the folder it is in"),
         ("nowhere:loss", "nowhere:loss: no module named 'nowhere' here or installed"),
@@ -270,7 +279,7 @@ def test_the_tables_of_the_library(run, monkeypatch):
 
 def test_a_note_says_which_gradient_a_kl_estimator_has():
     def note(function):
-        return next(audit.notes(function, examples.example_arguments(function, "k", {})))
+        return list(audit.notes(function, examples.example_arguments(function, "k", {})))[1]
 
     assert "is 1 of the KL's away" in note(audit_library.kl.k1)
     assert float(note(audit_library.kl.k2).split("is ")[1].split()[0]) < invariants.TOLERANCE
@@ -280,5 +289,7 @@ def test_errors_of_the_users_function_are_user_errors():
     def loss(log_probs: typing.Any):
         raise RuntimeError("first\nsecond")
 
-    with pytest.raises(UserError, match=r"mine failed on log_probs \[4, 6\]: RuntimeError: first$"):
+    with pytest.raises(
+        UserError, match=r"mine failed on log_probs \[4, 6\]: RuntimeError: first \(test_cli_audit.py:\d+\)$"
+    ):
         audit.audit_function(loss, "mine")

@@ -113,8 +113,25 @@ def leaky(values, mask):
     return masked_mean(values, mask) + 1e-3 * values.mean()
 
 
+def mean_over_padding_too(values, mask):
+    return jnp.where(mask, values, 0).mean()
+
+
+def steeper_with_padding(values, mask):
+    """Its value is that of a mean over kept entries, its gradient grows with the length."""
+    constant = jax.lax.stop_gradient(values)
+    return masked_mean(constant + values.shape[1] * (values - constant), mask)
+
+
 MASKED = {
     invariants.padding_is_ignored: {masked_mean: True, unsafe: True, leaky: False},
+    invariants.padding_length_is_irrelevant: {
+        masked_mean: True,
+        masked_sum: True,
+        jax.vmap(masked_mean): True,
+        mean_over_padding_too: False,
+        steeper_with_padding: False,
+    },
     invariants.masked_entries_get_no_gradient: {masked_mean: True, unsafe: True, leaky: False},
     invariants.masked_nan_is_ignored: {masked_mean: True, unsafe: False, leaky: False},
     invariants.empty_mask_is_finite: {masked_mean: True, unsafe: False, leaky: True, safe_if_all_are_empty: False},
@@ -146,6 +163,21 @@ def test_measured_leak_and_growth():
     filled_with_minus_two = 22 / 6 + 1e-3 * (22 - 3 * 2) / 9
     change = 1e-3 * 3 * (0.5 + 2) / 9 / filled_with_minus_two
     np.testing.assert_allclose(invariants.padding_is_ignored(leaky, VALUES, MASK).measured, change, rtol=1e-2)
+
+
+def test_padding_that_a_mean_counts_halves_it():
+    check = invariants.padding_length_is_irrelevant(mean_over_padding_too, VALUES, MASK)
+    np.testing.assert_allclose(check.measured, 0.5)
+    of_one_string = lambda logits, tokens, mask: (jnp.take_along_axis(logits, tokens[:, None], 1)[:, 0] * mask).sum()
+    arrays = np.arange(12, dtype=np.float32).reshape(4, 3), np.array([0, 2, 1, 1]), np.array([True, True, True, False])
+    assert invariants.padding_length_is_irrelevant(of_one_string, *arrays)
+    assert not invariants.padding_length_is_irrelevant(lambda *arrays: of_one_string(*arrays) / len(arrays[0]), *arrays)
+
+
+def test_padding_reaches_a_loss_of_a_difference():
+    """The same number at the padding of both would leave it 0."""
+    squares = lambda values, returns, mask: jnp.square(values - returns).sum()
+    assert not invariants.padding_is_ignored(squares, VALUES, VALUES + 1, MASK)
 
 
 def test_arrays_of_other_shapes_stand_beside_the_mask():

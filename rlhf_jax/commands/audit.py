@@ -5,14 +5,16 @@ import importlib
 import inspect
 import operator
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import audit, invariants
+from rlhf_jax import audit, invariants, kl
 from rlhf_jax.commands.examples import differentiated, example_arguments, floats
 from rlhf_jax.commands.options import AuditOptions
 from rlhf_jax.errors import UserError
@@ -43,21 +45,31 @@ class Audit(NamedTuple):
 
 
 def run(options: AuditOptions) -> bool:
-    """Print the report of each function named, or of the library; whether all passed."""
+    """Print the report of each function named, or of the library; whether all passed.
+
+    Raises:
+        UserError: if a function is not there, or, after the reports of the others, if one cannot be audited.
+    """
+    numbers = dict(map(_number, options.set))
     if not options.target and not options.library:
         raise UserError("give module:function, such as rlhf_jax.dpo:dpo_loss, or --library")
-    numbers = dict(map(_number, options.set))
-    fine = True
-    for target in options.target:
-        report = audit_function(load(target), target, numbers)
-        print(report, end="\n\n")
-        fine &= report.ok
+    fine, broken = True, []
+    for target, function in [(target, load(target)) for target in options.target]:
+        try:
+            report = audit_function(function, target, numbers)
+        except UserError as error:
+            broken.append(str(error))
+        else:
+            print(report, end="\n\n", flush=True)
+            fine &= report.ok
     if options.library:
         from rlhf_jax.commands import audit_library
 
         for table, passed in audit_library.report():
             print(table, end="\n\n", flush=True)
             fine &= passed
+    if broken:
+        raise UserError("; ".join(broken))
     return fine
 
 
@@ -79,19 +91,21 @@ def load(target: str) -> Callable:
     if not (module_name and colon and name):
         raise UserError(f"{target!r}: give module:function, such as rlhf_jax.dpo:dpo_loss")
     if module_name.endswith(".py") or "/" in module_name:
-        dotted = module_name.removesuffix(".py").replace("/", ".")
+        dotted = ".".join(Path(module_name.removesuffix(".py")).parts)
         raise UserError(f"{target!r}: give the module's dotted name, {dotted}:{name}, from the folder it is in")
     sys.path.insert(0, str(Path.cwd()))
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise UserError(f"{target}: no module named {error.name!r} here or installed") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"{target}: importing {module_name} failed: {_one_line(error)}") from error
     try:
         function = operator.attrgetter(name)(module)
     except AttributeError as error:
         raise UserError(f"{target}: {module_name} has no {name!r}") from error
+    if inspect.isclass(function):
+        raise UserError(f"{target}: {name} is a class: give a function, or an instance that can be called")
     if not callable(function):
         raise UserError(f"{target}: {name} is not a function but {type(function).__name__}")
     return function
@@ -101,23 +115,43 @@ def audit_function(function: Callable, target: str, numbers: dict[str, int | flo
     """The gradient check and every invariant that the names of the arguments call for.
 
     Raises:
-        UserError: if an argument's name is unknown, or the function fails on the example arguments.
+        UserError: if an argument's name is unknown, the function fails on the example arguments, or no check applies.
     """
     arguments = example_arguments(function, target, numbers or {})
     given = ", ".join(f"{name} {list(np.shape(value))}" for name, value in arguments.items())
     try:
-        return Audit(
-            target,
-            check_gradient(function, arguments),
-            tuple(applicable(function, arguments)),
-            tuple(notes(function, arguments)),
-        )
+        loss = _of_one_output(function)
+        checks = tuple(applicable(loss, arguments))
+        report = Audit(target, check_gradient(function, arguments), checks, tuple(notes(loss, arguments)))
     except Exception as error:
-        raise UserError(f"{target} failed on {given}: {_one_line(error)}") from error
+        raise UserError(f"{target} failed on {given}: {_one_line(error)}{_where(error, function)}") from error
+    if report.gradient is None and not report.checks:
+        raise UserError(f"{target}: nothing to check: rlhf-jax audit --help lists the names of arrays that are known")
+    return report
 
 
 def _one_line(error):
     return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
+
+
+def _where(error, function):
+    """The last line of the function's own file on the way to the error, as in ` (losses.py:12)`."""
+    path = getattr(getattr(inspect.unwrap(function), "__code__", None), "co_filename", None)
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+    return f" ({Path(path).name}:{lines[-1]})" if lines else ""
+
+
+def _of_one_output(function):
+    """`function`, which raises where its output is not one array."""
+
+    @functools.wraps(function)
+    def loss(*arguments, **named):
+        output = function(*arguments, **named)
+        if not jax.tree_util.all_leaves([output]):
+            raise TypeError(f"the output is a {type(output).__name__}: give a function that returns the loss alone")
+        return output
+
+    return loss
 
 
 def _of(function, arguments, names):
@@ -141,10 +175,11 @@ def applicable(function: Callable, arguments: dict[str, Any]) -> Iterator[Check]
     """The invariants that the names of the arguments call for."""
     names = set(arguments)
     advantage = next((name for name in ("advantages", "advantage") if name in names), None)
-    if advantage and {"log_probs", "old_log_probs"} <= names:
+    if advantage and "log_probs" in names:
         start = arguments | dict.fromkeys(names & {"ref_log_probs"}, arguments["log_probs"])
         start |= {name: np.ones_like(arguments[name]) for name in names & {"mask"}}
-        loss = _of(function, start, ("log_probs", "old_log_probs", advantage))
+        loss = _of(function, start, [name for name in ("log_probs", "old_log_probs", advantage) if name in names])
+        loss = loss if "old_log_probs" in names else functools.partial(_without_old, loss)
         values = np.asarray(arguments[advantage])
         centred = values - values.mean() if values.ndim else values
         yield invariants.first_update_is_the_policy_gradient(loss, arguments["log_probs"], centred)
@@ -165,9 +200,16 @@ def applicable(function: Callable, arguments: dict[str, Any]) -> Iterator[Check]
             invariants.empty_mask_is_finite,
         ):
             yield invariant(_of(function, arguments, masked), *map(arguments.get, masked))
+        aligned = [name for name in arguments if np.ndim(arguments[name]) and name != "mask"]
+        loss = _of(function, arguments, [*aligned, "mask"])
+        yield invariants.padding_length_is_irrelevant(loss, *map(arguments.get, [*aligned, "mask"]))
     if any(name.endswith("log_probs") for name in names):
         rows = [name for name in arguments if np.ndim(arguments[name])]
         yield invariants.batch_order_is_irrelevant(_of(function, arguments, rows), *map(arguments.get, rows))
+
+
+def _without_old(loss, log_probs, old_log_probs, advantages):
+    return loss(log_probs, advantages)
 
 
 def notes(function: Callable, arguments: dict[str, Any]) -> Iterator[str]:
@@ -183,5 +225,9 @@ def notes(function: Callable, arguments: dict[str, Any]) -> Iterator[str]:
         yield f"twice the rows multiply it by {rows:.3g}, twice the tokens by {tokens:.3g}: 1 is a mean, 2 a sum"
     if set(arguments) == {"log_probs", "ref_log_probs"} and arguments["log_probs"].ndim == 2:
         logits = jnp.asarray(arguments["log_probs"][0]), jnp.asarray(arguments["ref_log_probs"][0])
+        log_probs, ref_log_probs = map(jax.nn.log_softmax, logits)
+        expected = jnp.sum(jnp.exp(log_probs) * function(log_probs, ref_log_probs))
+        share = expected / kl.exact_kl(log_probs, ref_log_probs)
+        yield f"as an estimate: its expectation is {share:.3g} of KL(policy || reference)"
         check = invariants.kl_loss_descends_the_kl(function, *logits)
         yield f"as a loss: its expected gradient is {check.measured:.2g} of the KL's away from it, 0 where it fits"
