@@ -89,7 +89,8 @@ def test_a_pair_may_end_with_more_than_the_completion():
     encode = lambda text: list(text.encode())
     with_eos = lambda prompt, text: (*encode(prompt), *encode(text), 0)
     assert pipeline_invariants.prompt_stays_a_prefix(with_eos, encode, "a", "b", "")
-    assert not pipeline_invariants.prompt_stays_a_prefix(lambda prompt, text: encode(text + prompt), encode, "a", "b")
+    inside = lambda prompt, text: encode(prompt[0] + text + prompt[1:])
+    assert not pipeline_invariants.prompt_stays_a_prefix(inside, encode, "ab", "c")
 
 
 def test_an_emptied_string_has_no_place_for_a_reward():
