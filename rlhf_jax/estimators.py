@@ -160,7 +160,7 @@ def small_language(logits: Float[ArrayLike, "13 3"] | None = None) -> Language:
         return jnp.where(mask, lp.categorical_log_probs(logits[rows], tokens), 0)
 
     ref_log_probs = token_log_probs(jnp.zeros_like(logits)).sum(axis=1)
-    rewards = jnp.where(mask, jnp.asarray([0.0, 1.0, -0.5], logits.dtype)[tokens], 0).sum(axis=1)
+    rewards = jnp.asarray([0.0, 1.0, -0.5], logits.dtype)[tokens].sum(axis=1)
     scores = jax.jacobian(token_log_probs)(logits).reshape(*tokens.shape, logits.size)
     return Language(tokens, mask, token_log_probs(logits), scores, ref_log_probs, rewards)
 

@@ -38,7 +38,7 @@ TESTS = {
     "dpo_variants": ["test_dpo_variants"],
     "enumerable": ["test_enumerable", "test_enumerable_gradients"],
     "population": ["test_population"],
-    "estimators": ["test_estimators"],
+    "estimators": ["test_estimators", "test_estimator_figures"],
     "moments": ["test_estimators"],
     "audit": ["test_audit"],
     "invariants": ["test_invariants", "test_invariants_of_others", "test_pitfalls"],
