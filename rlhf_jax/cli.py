@@ -139,6 +139,8 @@ def _parse(options_type: Any, program: str, arguments: list[str]) -> Any:
 
     config = [tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone]
     if options_type is options.AuditOptions:
+        if arguments.count("--set") > 1:
+            raise UserError("--set is given twice: give all of its values after one")
         config.append(tyro.conf.PositionalRequiredArgs)
     return tyro.cli(options_type, prog=program, args=arguments, config=config)
 

@@ -76,9 +76,10 @@ def davidson_loss(
     Experiments".
     """
     check_same_shape(chosen_rewards=chosen_rewards, rejected_rewards=rejected_rewards, tied=tied)
-    half_lead, log_tie = 0.5 * (chosen_rewards - rejected_rewards), jnp.log(tie_weight)
-    normalizer = jnp.logaddexp(jnp.logaddexp(half_lead, -half_lead), log_tie)
-    return normalizer - jnp.where(tied, log_tie, half_lead)
+    half_lead = 0.5 * (chosen_rewards - rejected_rewards)
+    widest = jnp.abs(half_lead)
+    normalizer = widest + jnp.log(1 + jnp.exp(-2 * widest) + tie_weight * jnp.exp(-widest))
+    return normalizer - jnp.where(tied, jnp.log(jnp.where(tied, tie_weight, 1)), half_lead)
 
 
 @jax.jit

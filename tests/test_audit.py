@@ -122,13 +122,32 @@ def test_steps_that_reach_over_a_kink_are_not_held_against_the_loss():
     assert report.study[1e-3] < 1e-9
 
 
+def test_a_loss_that_casts_to_float32_is_held_to_what_float32_can_tell():
+    """As log-softmax in float32 of whatever comes: right, and wrong by a factor of 1.05."""
+
+    @jax.custom_vjp
+    def scaled(x, factor):
+        return x
+
+    scaled.defvjp(lambda x, factor: (x, factor), lambda factor, slope: (slope * factor, None))
+    token_loss = lambda logits: -jax.nn.log_softmax(logits.astype(jnp.float32))[:, 0]
+    logits = RNG.normal(size=(4, 5)).astype(np.float32)
+    report = audit.check_gradient(token_loss, logits)
+    assert audit.TOLERANCE < report.worst.deviation < 5e-3
+    assert report.ok, report
+    assert not audit.check_gradient(lambda logits: token_loss(scaled(logits, 1.05)), logits).ok
+
+
 def test_a_cast_inside_is_reported_however_well_it_agrees():
     cast = lambda dtype: lambda x: jax.jit(lambda y: 2 * y.astype(dtype))(x).sum()
     report = audit.check_gradient(cast(jnp.float32), np.zeros(2))
     assert report.worst.deviation < audit.TOLERANCE
-    assert not report.ok
-    assert "cast to float32 inside" in str(report)
-    assert audit.check_gradient(cast(jnp.bfloat16), np.zeros(2)).narrowed == ("bfloat16",)
+    assert report.ok
+    assert "ok to 1% only: cast to float32 inside" in str(report)
+    narrower = audit.check_gradient(cast(jnp.bfloat16), np.zeros(2))
+    assert narrower.narrowed == ("bfloat16",)
+    assert not narrower.ok
+    assert "cast to bfloat16 inside: no check is possible" in str(narrower)
     assert audit.check_gradient(cast(jnp.float64), np.zeros(2)).ok
     coefficient_on_float32_data = jax.jit(lambda x, beta: x * (beta * VECTOR))
     assert audit.check_gradient(lambda x: coefficient_on_float32_data(x, 0.1), VECTOR).ok

@@ -155,6 +155,11 @@ def test_davidson_without_ties_is_bradley_terry():
     assert reward_model.davidson_loss(0.4, 0.1, True, tie_weight=0.0) == np.inf
 
 
+def test_davidson_is_differentiable_in_a_tie_weight_of_zero():
+    slope = jax.grad(lambda nu: reward_model.davidson_loss(0.6, 0.2, False, tie_weight=nu))(0.0)
+    np.testing.assert_allclose(slope, np.exp(0.4) / (np.exp(0.6) + np.exp(0.2)), rtol=1e-6)
+
+
 def test_davidson_of_huge_leads():
     loss = jax.vmap(jax.value_and_grad(lambda lead, tied: reward_model.davidson_loss(lead, 0.0, tied, tie_weight=0.5)))
     losses, slopes = loss(jnp.array([1e4, -1e4, 1e4]), jnp.array([False, False, True]))

@@ -65,8 +65,9 @@ def example_arguments(function: Callable, target: str, numbers: dict[str, int | 
         elif parameter.default is parameter.empty:
             if name not in COEFFICIENTS:
                 raise UserError(
-                    f"{target}: no example value is known for the argument {name!r}: give a number, --set {name}=0.5, "
-                    "or wrap the function in one whose arguments rlhf-jax audit --help lists"
+                    f"{target}: no example value is known for the argument {name!r}: if it is a number, give "
+                    f"--set {name}=0.5; if an array or a pytree, wrap the function in one whose arguments have names "
+                    "that rlhf-jax audit --help lists"
                 )
             arguments[name] = COEFFICIENTS[name]
     return arguments

@@ -71,6 +71,12 @@ def test_a_pair_of_weight_two_counts_as_two(value_and_grad, perturbed, batch):
     jax.tree.map(lambda left, right: np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-6), one, other)
 
 
+def test_two_equal_completions_are_not_ranked_right(value_and_grad, perturbed, batch):
+    tied = dpo.DPOBatch(Pairs(batch.pairs.chosen, batch.pairs.chosen), *[batch.ref_chosen_log_probs] * 2, batch.weights)
+    (_, metrics), _ = value_and_grad(perturbed, tied, beta=0.3)
+    assert metrics["accuracy"] == 0
+
+
 def test_loss_and_metrics_are_those_of_the_log_ratios(value_and_grad, perturbed, batch, unpadded_log_probs):
     (loss, metrics), _ = value_and_grad(perturbed, batch, beta=0.3, label_smoothing=0.1)
     chosen, rejected = (
