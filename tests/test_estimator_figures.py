@@ -36,6 +36,8 @@ def test_the_table_is_the_same_every_time_and_says_what_is_known():
         "REINFORCE": 1.907,
         "REINFORCE, best baseline": 1.586,
         "GAE 0.95, V = 0": 1.790,
+        "GAE 0.95, exact V": 1.4148,
+        "GAE 0.95, V + ½": 1.4096,
         "leave-one-out (RLOO)": 1.863,
         "DPO": 3.513,
         "robust DPO, 10% flipped": 4.326,
