@@ -40,6 +40,9 @@ def test_padding_on_either_side_at_any_scale(mask, scale):
     assert invariants.empty_mask_is_finite(mean, VALUES, mask)
     assert not invariants.padding_is_ignored(leaky, VALUES, mask)
     assert not invariants.padding_is_ignored(leaky_slope, VALUES, mask)
+    assert invariants.padding_length_is_irrelevant(mean, VALUES, mask)
+    over_all = lambda values, mask: scale * jnp.where(mask, values, 0).mean()
+    assert not invariants.padding_length_is_irrelevant(over_all, VALUES, mask)
 
 
 def test_a_loss_that_is_0_passes():
