@@ -48,7 +48,7 @@ def test_every_prefix_has_a_row_of_its_own():
 
 def test_sampling_begins_at_the_row_of_the_whole_prompt(params):
     _, rows = table.prefill(CONFIG, params, jnp.array([[2, 0, 1, 2]]), jnp.ones((1, 4), bool), 5)
-    assert rows == [all_prefixes(4).index((2, 0, 1, 2))]
+    np.testing.assert_array_equal(rows, [all_prefixes(4).index((2, 0, 1, 2))])
 
 
 def test_completions_are_scored_by_the_rows_of_their_prefixes(params, log_probs_of):
