@@ -127,3 +127,34 @@ def test_what_cannot_be_audited_says_why(loss, said):
 def test_a_class_is_not_a_loss_but_its_instance_may_be():
     with pytest.raises(UserError, match="Fraction is a class: give a function, or an instance that can be called"):
         audit.load(f"{fractions.__name__}:Fraction")
+
+
+def trl_style_dpo(
+    policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps, beta=0.1
+):
+    chosen, rejected = policy_chosen_logps - reference_chosen_logps, policy_rejected_logps - reference_rejected_logps
+    return -jax.nn.log_sigmoid(beta * (chosen - rejected))
+
+
+def trl_style_grpo(per_token_logps, old_per_token_logps, adv, completion_mask, epsilon=0.2):
+    ratio = jnp.exp(per_token_logps - old_per_token_logps)
+    losses = -jnp.minimum(ratio * adv, jnp.clip(ratio, 1 - epsilon, 1 + epsilon) * adv)
+    return jnp.where(completion_mask, losses, 0).sum() / jnp.maximum(completion_mask.sum(), 1)
+
+
+def test_trls_names_are_read_and_the_same_checks_follow():
+    pairs = audit.audit_function(trl_style_dpo, "dpo")
+    assert pairs.ok
+    assert [check.name for check in pairs.checks][:2] == ["chosen_is_preferred", "constant_at_the_reference"]
+    assert "read policy_chosen_logps as chosen_log_probs" in str(pairs)
+    tokens = audit.audit_function(trl_style_grpo, "grpo", {"epsilon": 0.1})
+    assert tokens.ok
+    assert {"first_update_is_the_policy_gradient", "padding_is_ignored"} < {check.name for check in tokens.checks}
+    swapped = lambda policy_chosen_logps, policy_rejected_logps: policy_chosen_logps - policy_rejected_logps
+    assert not audit.audit_function(swapped, "swapped").ok
+
+
+def test_two_spellings_of_one_name_stay_apart():
+    both = lambda logps, log_probs: (log_probs - logps).sum()
+    with pytest.raises(UserError, match="no example value is known for the argument 'logps'"):
+        audit.audit_function(both, "both")

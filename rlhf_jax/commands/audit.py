@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax import audit, invariants, kl
-from rlhf_jax.commands.examples import differentiated, example_arguments, floats
+from rlhf_jax.commands.examples import differentiated, example_arguments, floats, with_known_names
 from rlhf_jax.commands.options import AuditOptions
 from rlhf_jax.errors import UserError
 from rlhf_jax.invariants import Check
@@ -117,12 +117,14 @@ def audit_function(function: Callable, target: str, numbers: dict[str, int | flo
     Raises:
         UserError: if an argument's name is unknown, the function fails on the example arguments, or no check applies.
     """
+    function, spelt = with_known_names(function)
     arguments = example_arguments(function, target, numbers or {})
     given = ", ".join(f"{name} {list(np.shape(value))}" for name, value in arguments.items())
     try:
         loss = _of_one_output(function)
         checks = tuple(applicable(loss, arguments))
-        report = Audit(target, check_gradient(function, arguments), checks, tuple(notes(loss, arguments)))
+        read_as = ["read " + ", ".join(f"{name} as {known}" for name, known in spelt.items())] if spelt else []
+        report = Audit(target, check_gradient(function, arguments), checks, (*read_as, *notes(loss, arguments)))
     except Exception as error:
         raise UserError(f"{target} failed on {given}: {_one_line(error)}{_where(error, function)}") from error
     if report.gradient is None and not report.checks:

@@ -1,6 +1,8 @@
 """Example arguments for a loss, found by their names: what `rlhf-jax audit` tries a function on."""
 
+import functools
 import inspect
+import re
 import zlib
 from collections.abc import Callable
 from typing import Any, get_args
@@ -38,6 +40,40 @@ COEFFICIENTS = {
     "length": 6,
     "eps": 1e-4,
 }
+SPELLINGS = (
+    (r"log_?p(rob)?s?$", "log_probs"),
+    (r"policy_|per_token_|completion_", ""),
+    (r"reference_", "ref_"),
+    (r"^adv$", "advantages"),
+)
+
+
+def with_known_names(function: Callable) -> tuple[Callable, dict[str, str]]:
+    """The function under the argument names used here, and those that it spells otherwise, as TRL does."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return function, {}
+    known = {name: _known_name(name) for name in signature.parameters}
+    spelt = {name: other for name, other in known.items() if name != other}
+    if not spelt or len(set(known.values())) < len(known):
+        return function, {}
+    own_name = {other: name for name, other in known.items()}
+
+    @functools.wraps(function)
+    def renamed(**arguments):
+        return function(**{own_name[name]: value for name, value in arguments.items()})
+
+    parameters = [parameter.replace(name=known[name]) for name, parameter in signature.parameters.items()]
+    renamed.__signature__ = signature.replace(parameters=parameters)
+    return renamed, spelt
+
+
+def _known_name(name):
+    other = name
+    for pattern, spelling in SPELLINGS:
+        other = re.sub(pattern, spelling, other)
+    return other if _kind(name) is None and name not in COEFFICIENTS and _kind(other) is not None else name
 
 
 def example_arguments(function: Callable, target: str, numbers: dict[str, int | float]) -> dict[str, Any]:

@@ -168,6 +168,8 @@ class AuditOptions:
 
     Arrays [4, 6, 5]: logits, ref_logits. Arrays [4]: rewards. One number: advantage.
 
+    TRL's spellings (policy_chosen_logps, reference_chosen_logps, per_token_logps, completion_mask) are read as these.
+
     Jaxtyping annotations override these shapes. Coefficients without a default are beta 0.1, clip_eps 0.2 and so on, or
     what --set says.
 
