@@ -158,3 +158,16 @@ def test_two_spellings_of_one_name_stay_apart():
     both = lambda logps, log_probs: (log_probs - logps).sum()
     with pytest.raises(UserError, match="no example value is known for the argument 'logps'"):
         audit.audit_function(both, "both")
+
+
+def test_a_likelihood_term_beside_dpo_is_told_apart_by_its_weight():
+    def with_likelihood(
+        chosen_log_probs, rejected_log_probs, ref_chosen_log_probs, ref_rejected_log_probs, weight, beta=0.1
+    ):
+        pairs = chosen_log_probs, rejected_log_probs, ref_chosen_log_probs, ref_rejected_log_probs
+        return trl_style_dpo(*pairs, beta) - weight * chosen_log_probs
+
+    report = audit.audit_function(with_likelihood, "with_likelihood")
+    assert not report.ok
+    assert "--set its weight to 0" in str(report)
+    assert audit.audit_function(with_likelihood, "with_likelihood", {"weight": 0}).ok

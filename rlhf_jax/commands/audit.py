@@ -123,8 +123,12 @@ def audit_function(function: Callable, target: str, numbers: dict[str, int | flo
     try:
         loss = _of_one_output(function)
         checks = tuple(applicable(loss, arguments))
-        read_as = ["read " + ", ".join(f"{name} as {known}" for name, known in spelt.items())] if spelt else []
-        report = Audit(target, check_gradient(function, arguments), checks, (*read_as, *notes(loss, arguments)))
+        remarks = ["read " + ", ".join(f"{name} as {known}" for name, known in spelt.items())] if spelt else []
+        if any(check.name == "constant_at_the_reference" and not check for check in checks):
+            remarks.append(
+                "a likelihood term of the chosen string moves the loss at the reference: --set its weight to 0"
+            )
+        report = Audit(target, check_gradient(function, arguments), checks, (*remarks, *notes(loss, arguments)))
     except Exception as error:
         raise UserError(f"{target} failed on {given}: {_one_line(error)}{_where(error, function)}") from error
     if report.gradient is None and not report.checks:
