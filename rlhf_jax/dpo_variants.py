@@ -70,8 +70,7 @@ def apo_zero_loss(
 
     It is `kto_loss` of the two strings with baseline 0, added. At π = π_ref it is 1 and the gradients are ∓β/4.
 
-    Reference: D'Oosterlinck et al. (2024), "Anchored Preference Optimization". The 1 is TRL's; the paper and rlhf-book
-    leave it out.
+    Reference: D'Oosterlinck et al. (2024), "Anchored Preference Optimization". The 1 is TRL's; rlhf-book leaves it out.
     """
     chosen, rejected = _log_ratios(chosen_log_probs, rejected_log_probs, ref_chosen_log_probs, ref_rejected_log_probs)
     return jax.nn.sigmoid(-beta * chosen) + jax.nn.sigmoid(beta * rejected)
@@ -90,8 +89,7 @@ def apo_down_loss(
 
     For a policy that is better than the chosen strings. At π = π_ref it is 1 and the gradients are 0 and β/4.
 
-    Reference: D'Oosterlinck et al. (2024), "Anchored Preference Optimization". The 1 is TRL's; the paper and rlhf-book
-    leave it out.
+    Reference: D'Oosterlinck et al. (2024), "Anchored Preference Optimization". The 1 is TRL's; rlhf-book leaves it out.
     """
     chosen, rejected = _log_ratios(chosen_log_probs, rejected_log_probs, ref_chosen_log_probs, ref_rejected_log_probs)
     return jax.nn.sigmoid(beta * chosen) + jax.nn.sigmoid(-beta * (chosen - rejected))

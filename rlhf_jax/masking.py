@@ -31,7 +31,7 @@ def masked_whiten(
 ) -> Float[Array, "*s"]:
     """(values − mean) / sqrt(variance + eps) over the kept entries; 0 at the others.
 
-    The variance divides by n − 1, as TRL's and Tunix's PPO do; with a single kept entry it is 0.
+    The variance divides by n − 1, as Tunix's PPO and TRL's former one do; with a single kept entry it is 0.
 
     Reference: Huang et al. (2022), "The 37 Implementation Details of PPO", detail 7 (advantage normalisation).
     """

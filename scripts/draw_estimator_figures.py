@@ -4,7 +4,6 @@ python scripts/draw_estimator_figures.py
 """
 
 import functools
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -246,10 +245,14 @@ def draw_kl():
     return figure
 
 
-FIGURES = {"gradient": draw_gradient, "gae": draw_gae, "kl": draw_kl}
+FIGURES = {
+    "estimators_gradient": draw_gradient,
+    "estimators_gae": draw_gae,
+    "estimators_kl": draw_kl,
+}
 
 if __name__ == "__main__":
     jax.config.update("jax_platforms", "cpu")
-    for name in sys.argv[1:] or FIGURES:
+    for name, draw in FIGURES.items():
         with jax.enable_x64(True), plots.style():
-            print(plots.save(FIGURES[name](), f"estimators_{name}").path)
+            print(plots.save(draw(), name).path)

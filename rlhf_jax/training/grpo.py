@@ -131,22 +131,23 @@ def dr_grpo(log_probs: Float[Array, "B C"], batch: GroupBatch, *, clip_eps: Scal
     return group.fixed_length_mean(losses, mask, mask.shape[1])
 
 
+def _token_mean(loss, log_probs, batch, **bounds):
+    mask, advantages = _by_token(batch)
+    return group.token_mean(loss(log_probs, batch.old_log_probs, advantages, **bounds), mask)
+
+
 def dapo(
     log_probs: Float[Array, "B C"], batch: GroupBatch, *, clip_eps_low: Scalar, clip_eps_high: Scalar
 ) -> Float[Array, ""]:
     """Mean over all tokens of `group.dapo_loss`."""
-    mask, advantages = _by_token(batch)
-    bounds = {"clip_eps_low": clip_eps_low, "clip_eps_high": clip_eps_high}
-    return group.token_mean(group.dapo_loss(log_probs, batch.old_log_probs, advantages, **bounds), mask)
+    return _token_mean(group.dapo_loss, log_probs, batch, clip_eps_low=clip_eps_low, clip_eps_high=clip_eps_high)
 
 
 def cispo(
     log_probs: Float[Array, "B C"], batch: GroupBatch, *, clip_eps_low: Scalar, clip_eps_high: Scalar
 ) -> Float[Array, ""]:
     """Mean over all tokens of `group.cispo_loss`."""
-    mask, advantages = _by_token(batch)
-    bounds = {"clip_eps_low": clip_eps_low, "clip_eps_high": clip_eps_high}
-    return group.token_mean(group.cispo_loss(log_probs, batch.old_log_probs, advantages, **bounds), mask)
+    return _token_mean(group.cispo_loss, log_probs, batch, clip_eps_low=clip_eps_low, clip_eps_high=clip_eps_high)
 
 
 def gspo(
