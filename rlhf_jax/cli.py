@@ -16,6 +16,10 @@ from rlhf_jax.errors import UserError
 ORIENTATION = """\
 rlhf-jax: reinforcement learning from human feedback, from first principles, in JAX
 
+First, see it work (about a minute and a half):    rlhf-jax experiment --quick
+Then learn how, in the clone, lesson 1 of 15:      python tutorials/01_mdp_and_trajectories.py
+All lessons with text and figures, as a site:      make docs
+
   rlhf-jax experiment         the whole road on a small GPT-2: preferences, reward model, PPO, DPO, report
   rlhf-jax train sft          fine-tune a GPT-2 on the chosen completions of a preference file
   rlhf-jax train reward       train a reward model on its pairs
@@ -26,7 +30,7 @@ rlhf-jax: reinforcement learning from human feedback, from first principles, in 
   rlhf-jax evaluate           compare a model with a reference: gold utility, win rate, KL
   rlhf-jax audit              check the gradient and the invariants of your own loss, or of this library
 
-rlhf-jax COMMAND --help says what each option means. To see it work: rlhf-jax experiment --quick
+rlhf-jax COMMAND --help says what each option means.
 """
 
 NEEDED = (

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -65,8 +66,10 @@ def same(one, other):
 def test_alone_it_says_what_there_is(run, line):
     status, out, _ = run(line)
     assert status == 0
-    assert len(out.splitlines()) < 16
+    assert len(out.splitlines()) <= 16
     assert all(f"rlhf-jax {command} " in out for command in cli.COMMANDS)
+    (lesson,) = re.findall(r"python (tutorials/\S+)", out)
+    assert (Path(__file__).parents[1] / lesson).exists()
 
 
 def test_help_names_every_number_and_loads_no_jax():
