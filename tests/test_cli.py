@@ -66,7 +66,7 @@ def same(one, other):
 def test_alone_it_says_what_there_is(run, line):
     status, out, _ = run(line)
     assert status == 0
-    assert len(out.splitlines()) <= 16
+    assert len(out.splitlines()) <= 17
     assert all(f"rlhf-jax {command} " in out for command in cli.COMMANDS)
     (lesson,) = re.findall(r"python (tutorials/\S+)", out)
     assert (Path(__file__).parents[1] / lesson).exists()

@@ -60,7 +60,7 @@ def spoiled(answer):
     if isinstance(answer, tuple | list | set):
         spoilt = [spoiled(each) for each in answer]
         return type(answer)(*spoilt) if hasattr(answer, "_fields") else type(answer)(spoilt)
-    if getattr(answer, "dtype", type(answer)) == bool:
+    if isinstance(answer, bool) or getattr(answer, "dtype", None) == np.bool_:
         return np.logical_not(answer)
     return answer + answer // 2 + 1 if isinstance(answer, int) else 1.5 * answer + 1
 
