@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import matplotlib
 import matplotlib.style
+import numpy as np
+from jaxtyping import ArrayLike, Num
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -73,6 +75,17 @@ def label(axes: Axes, x: Scalar, y: Scalar, text: str, color: str, **options) ->
     axes.annotate(
         text, (x, y), **{"xytext": (5, 0), "textcoords": "offset points", "va": "center"} | options, color=color
     )
+
+
+def band(axes: Axes, x: Num[ArrayLike, " M"], runs: Num[ArrayLike, "N M"], color: str, **options) -> None:
+    """Draw N runs, one a seed, as their median and the pale band from the lowest to the highest.
+
+    Args:
+        runs: runs[i, j] is what run i has at x[j].
+        options: of the median's line.
+    """
+    axes.fill_between(x, np.min(runs, axis=0), np.max(runs, axis=0), color=color, alpha=0.2, linewidth=0)
+    axes.plot(x, np.median(runs, axis=0), **{"color": color} | options)
 
 
 def save(figure: Figure, name: str, folder: str | Path | None = None) -> Saved:
