@@ -1,0 +1,69 @@
+"""The package's public names, read from its source: links to the reference, and signatures as they were written."""
+
+import ast
+import functools
+import re
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parents[2] / "rlhf_jax"
+CODE = re.compile(r"^( *)(```+|~~~+).*?^\1\2 *$|^ {4}.*?$|\[`[^`]*`\]|(``+).*?\3|`([\w.]+)`", re.MULTILINE | re.DOTALL)
+
+
+@functools.cache
+def definitions() -> dict[str, ast.AST]:
+    """Every public name of every public module, `rlhf_jax.dpo.dpo_loss`, with its node; modules with theirs."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        if any(part.startswith("_") for part in parts):
+            continue
+        module = found[".".join(parts)] = ast.parse(path.read_text(encoding="utf-8"))
+        for node in module.body:
+            for name in defined(node):
+                if not name.startswith("_"):
+                    found[".".join((*parts, name))] = node
+    return found
+
+
+def defined(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        return [node.name]
+    if isinstance(node, ast.Assign | ast.AnnAssign):
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        return [name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)]
+    return []
+
+
+def resolve(name: str, module: str = "rlhf_jax") -> str | None:
+    """The full name of what `name` means to a reader of `module`: a plain word one of its own, else of any package."""
+    if "." not in name:
+        return f"{module}.{name}" if f"{module}.{name}" in definitions() else None
+    *parents, _ = f"{module}._".split(".")
+    while parents:
+        full = ".".join((*parents, name))
+        if full in definitions():
+            return full
+        parents.pop()
+    return name if name in definitions() else None
+
+
+def linked(text: str) -> str:
+    """Markdown with `dpo.dpo_loss` in backticks as a link to its reference; code blocks and links stay."""
+
+    def link(match):
+        name = match[4] or ""
+        full = resolve(name) if "." in name and not name.endswith(".py") else None
+        return f"{{py:obj}}`{name} <{full}>`" if full else match[0]
+
+    return CODE.sub(link, text)
+
+
+def signature(full: str) -> tuple[str, str] | None:
+    """Arguments and result as the source annotates them."""
+    node = definitions().get(full)
+    if isinstance(node, ast.FunctionDef):
+        return f"({ast.unparse(node.args)})", ast.unparse(node.returns) if node.returns else ""
+    if isinstance(node, ast.ClassDef):
+        fields = [ast.unparse(each) for each in node.body if isinstance(each, ast.AnnAssign)]
+        return (f"({', '.join(fields)})", "") if fields else None
+    return None

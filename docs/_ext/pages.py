@@ -1,0 +1,83 @@
+"""Pages made from other files: lessons and solutions from tutorials/, the ladder from README.md, links between them."""
+
+import posixpath
+import re
+import sys
+from pathlib import Path
+
+import names
+import nbformat
+
+DOCS = Path(__file__).resolve().parents[1]
+ROOT = DOCS.parent
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from make_notebooks import TUTORIALS, lessons, notebook  # noqa: E402
+
+LINK = re.compile(r"\]\(([^):#\s]+)(#[^)\s]*)?\)")
+
+
+def rewritten(text: str, folder: str) -> str:
+    """Markdown of the repository's `folder` as this site's: links to files lead to pages, names to the reference."""
+
+    def link(match):
+        target, anchor = match[1], match[2] or ""
+        path = posixpath.normpath(posixpath.join(folder, target))
+        if found := re.fullmatch(r"tutorials/((?:solutions/)?\d\d_\w+)\.py", path):
+            return f"](/course/{found[1]}.ipynb{anchor})"
+        if found := re.fullmatch(r"rlhf_jax/([\w/]+)\.py", path):
+            return f"](/reference/{found[1].replace('/', '.')}.md)"
+        if path.startswith("docs/") and path.endswith(".md"):
+            return f"](/{path.removeprefix('docs/')}{anchor})"
+        if path == "CHANGELOG.md":
+            return "](/changelog.md)"
+        return f"](/{posixpath.relpath(path, 'docs')}{anchor})"
+
+    return names.linked(LINK.sub(link, text))
+
+
+def write_course() -> None:
+    """docs/course/NN_name.ipynb and docs/course/solutions/NN_name.ipynb; a figure's alternative text is its titles."""
+    for path in lessons():
+        folder = str(path.parent.relative_to(ROOT))
+        book = notebook(path, lambda text, folder=folder: rewritten(text, folder))
+        for cell in book.cells:
+            if "plots.save(" in cell.source:
+                titles = re.findall(r"""(?:title=|set_title\()f?["']([^"']+)""", cell.source)
+                cell.metadata["mystnb"] = {"image": {"alt": "Figure: " + ("; ".join(titles) or path.stem)}}
+        _write(DOCS / "course" / path.relative_to(TUTORIALS).with_suffix(".ipynb"), nbformat.writes(book))
+
+
+def write_ladder() -> None:
+    """docs/ladder.md from the README's table: functions lead to the reference, tutorials to the course."""
+    section = (ROOT / "README.md").read_text(encoding="utf-8").split("\n## The ladder\n")[1].split("\n## ")[0]
+    section = re.sub(r"\[(`[\w.]+`)\]\(rlhf_jax/[\w/]+\.py\)", r"\1", section)
+    section = re.sub(r"\[test\]\((tests/[\w/]+\.py)\)", r"`\1`", section)
+    _write(DOCS / "ladder.md", "# The ladder\n\n" + rewritten(section.strip(), "") + "\n")
+
+
+def write_changelog() -> None:
+    _write(DOCS / "changelog.md", rewritten((ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), ""))
+
+
+def _write(path: Path, text: str) -> None:
+    """Only where it changed: Sphinx reads again what is newer than its last build."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        path.write_text(text, encoding="utf-8")
+
+
+def on_source_read(app, docname, source) -> None:
+    """Links and names in the hand-written pages; the made ones have been rewritten."""
+    if app.env.doc2path(docname).suffix == ".md" and docname not in ("ladder", "changelog"):
+        source[0] = rewritten(source[0], posixpath.dirname(f"docs/{docname}"))
+
+
+def spread(app, env, docnames) -> None:
+    """Lessons take minutes, other pages moments: deal them out, so that parallel readers get as many of each."""
+    lessons = [name for name in docnames if re.match(r"course/\d", name)]
+    others = [name for name in docnames if name not in lessons]
+    step = max(1, len(docnames) // max(1, len(lessons)))
+    for place, name in enumerate(lessons[::2] + lessons[1::2]):
+        others.insert(place * step, name)
+    docnames[:] = others
