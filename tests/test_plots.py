@@ -1,4 +1,4 @@
-"""The visual language: colours that stay apart for colour-blind readers, bands that hold every seed, same bytes twice."""
+"""The visual language: colours apart for colour-blind eyes, bands that hold every seed, the same bytes twice."""
 
 import itertools
 
