@@ -38,7 +38,6 @@ nb_execution_mode = "off" if os.environ.get("RLHF_JAX_DOCS_EXECUTE") == "off" el
 nb_execution_excludepatterns = ["course/solutions/*"]
 nb_execution_timeout = 300
 nb_execution_in_temp = True
-nb_execution_raise_on_error = True
 nb_execution_show_tb = True
 nb_output_stderr = "error"
 nb_merge_streams = True
@@ -81,4 +80,5 @@ def setup(app):
     app.connect("env-before-read-docs", pages.spread)
     app.connect("autodoc-process-signature", docstrings.on_signature)
     app.connect("autodoc-process-docstring", docstrings.on_docstring, priority=400)
+    app.connect("object-description-transform", docstrings.equation_first)
     app.connect("autodoc-skip-member", docstrings.skip_undocumented_field)

@@ -3,6 +3,7 @@
 import re
 
 import names
+from docutils import nodes
 
 ARGUMENT = re.compile(r"( +\*{0,2}\w+: )(.*)")
 SECTION = re.compile(r"(Args|Returns|Raises|Yields|Attributes):$")
@@ -30,6 +31,13 @@ def on_docstring(app, what, name, obj, options, lines) -> None:
             start, text = argument.groups() if argument else ("", line)
             result.append(start + escaped(text, module))
     lines[:] = result
+
+
+def equation_first(app, domain, objtype, content) -> None:
+    """The typeset equation, which stands after the docstring in the reference's pages, moves up to its first line."""
+    for block in [child for child in content if isinstance(child, nodes.math_block)]:
+        content.remove(block)
+        content.insert(1, block)
 
 
 def escaped(text: str, module: str) -> str:

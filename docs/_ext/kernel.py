@@ -11,6 +11,7 @@ import warnings
 from jaxtyping import install_import_hook
 install_import_hook("rlhf_jax", "beartype.beartype")
 warnings.simplefilter("error")
+warnings.filterwarnings("ignore", module="ipykernel")
 """
 
 

@@ -59,11 +59,11 @@ def linked(text: str) -> str:
 
 
 def signature(full: str) -> tuple[str, str] | None:
-    """Arguments and result as the source annotates them."""
-    node = definitions().get(full)
+    """Arguments and result as the source annotates them, `Float[Array, 'T']` without the space that linters want."""
+    node, source = definitions().get(full), lambda node: re.sub(r"' (?=[\w{])", "'", ast.unparse(node))
     if isinstance(node, ast.FunctionDef):
-        return f"({ast.unparse(node.args)})", ast.unparse(node.returns) if node.returns else ""
+        return f"({source(node.args)})", source(node.returns) if node.returns else ""
     if isinstance(node, ast.ClassDef):
-        fields = [ast.unparse(each) for each in node.body if isinstance(each, ast.AnnAssign)]
+        fields = [source(each) for each in node.body if isinstance(each, ast.AnnAssign)]
         return (f"({', '.join(fields)})", "") if fields else None
     return None
