@@ -42,7 +42,9 @@ from rlhf_jax import environments, mdp, numpy_loops, plots, returns, values
 # - $r(s, a)$: the day's pay. Staying pays 0.2 in the poor town and 1 in the rich one, a day of moving nothing.
 # - $\gamma$, the discount: pay that comes $t$ days late counts $\gamma^t$ as much. Here 0.9.
 #
-# "Markov" means that these tables need to know today's state, and nothing of how it was reached.
+# "Markov" means that these tables need to know today's state, and nothing of how it was reached. The bar in
+# $P(s'|s, a)$ reads "given"; the dash marks the next one. [Notation](../docs/notation.md) lists all symbols of the
+# course with their names in the code.
 
 # %%
 world = environments.two_state(gamma=0.9, slip=0.1)
@@ -83,7 +85,7 @@ assert np.isclose(prob, prob_by_hand)
 
 # %% [markdown]
 # The library does the same with arrays. The loops you can read in one glance are kept, in plain NumPy, in
-# `rlhf_jax/numpy_loops.py`: look there first when a function is unclear.
+# `rlhf_jax/numpy_loops.py`: look there first when a function is unclear. (`world[:2]` is $\rho_0$ and $P$.)
 
 # %%
 rewards = world.reward[np.array(states[:-1]), np.array(actions)]
@@ -101,7 +103,8 @@ assert np.isclose(returns.discounted_return(rewards, world.gamma), return_by_han
 #
 # $$J(\pi) = \mathbb{E}_{\tau \sim \pi}[R(\tau)] = \sum_\tau P(\tau|\pi)\, R(\tau).$$
 #
-# This number is the **objective**; the best policy is $\pi^* = \arg\max_\pi J(\pi)$. For three days and two towns
+# ($\mathbb{E}_{\tau \sim \pi}$, the **expectation**, is the mean over trajectories that come about under $\pi$.)
+# $J(\pi)$ is the **objective**; the best policy is $\pi^* = \arg\max_\pi J(\pi)$. For three days and two towns
 # there are $2^4$ sequences of states and $2^3$ of actions: 128 trajectories, few enough to list.
 #
 # `jax.vmap` turns a function of one trajectory into a function of a whole array of them, without a loop. You will see
@@ -160,7 +163,8 @@ assert earnings[0] > max(earnings[1:])
 #
 # $$\hat J = \frac{1}{N} \sum_{i=1}^N R(\tau_i), \qquad \tau_i \sim P(\cdot|\pi).$$
 #
-# JAX has no hidden random state: a random function takes a `key`, and the same key gives the same numbers.
+# `mdp.rollout` draws one trajectory. JAX has no hidden random state: a random function takes a `key`, and the same key
+# gives the same numbers.
 
 # %%
 num_samples = 2**17
@@ -227,11 +231,66 @@ plots.save(figure, "01_sampling_error")
 # Left: trajectories as $s_0\,a_0\,s_1\,a_1\,s_2\,a_2\,s_3$. Right: the error falls along the exact line; a tenth of the
 # error takes a hundred times the trajectories.
 #
+# ## Exercises
+#
+# Replace `...` and run the cell: it checks your answer. [Solutions](solutions/01_mdp_and_trajectories.py).
+#
+# **1.** The return of a trajectory, given its rewards: $R(\tau) = \sum_t \gamma^t r_t$.
+
+
+# %%
+def exercise_1(rewards, gamma):
+    return ...
+
+
+answer = exercise_1(np.array([2.0, 0.0, 4.0]), 0.5)
+assert answer is ... or np.isclose(answer, 3.0), "the first reward counts in full, the third one gamma^2 as much"
+print("Exercise 1:", "to do" if answer is ... else "right")
+
+# %% [markdown]
+# **2.** Where is the agent after $t$ days? Do not list trajectories: derive how $P(s_{t+1} = s')$ follows from
+# $P(s_t = s)$, and return the probabilities of all states on day $t$, an array $[S]$.
+
+
+# %%
+def exercise_2(world, policy, day):
+    return ...
+
+
+towns = environments.two_state(gamma=0.9, slip=0.1)
+choices = np.array([[0.5, 0.5], [0.8, 0.2]])
+answer = exercise_2(towns, choices, 3)
+if answer is not ...:
+    futures = mdp.enumerate_trajectories(towns, 3)
+    chances = jax.vmap(mdp.trajectory_prob, (None, None, 0))(towns, choices, futures)
+    listed = [chances[futures.states[:, 3] == s].sum() for s in range(2)]
+    assert np.allclose(exercise_2(towns, choices, 0), [1, 0]), "day 0 is the start"
+    assert np.allclose(answer, listed, atol=1e-6), "sum over today's state and action: P(s) pi(a|s) P(s'|s, a)"
+print("Exercise 2:", "to do" if answer is ... else "right")
+
+# %% [markdown]
+# **3.** You want $\hat J$ to within `error` (one standard error, $\sigma / \sqrt{N}$). Nobody gives you $\sigma$, only
+# the returns of a first few trajectories. How many trajectories do you need in all? Round up to a whole number.
+
+
+# %%
+def exercise_3(first_returns, error):
+    return ...
+
+
+answer = exercise_3(np.array([1.0, 3.0, 1.0, 3.0]), 0.01)
+if answer is not ...:
+    assert answer == 13_334, "the spread about a mean that was itself estimated: divide by n - 1, not n"
+    few = np.random.default_rng(0).normal(0.0, 2.0, size=100_000)
+    assert np.isclose(exercise_3(few, 0.1), (2.0 / 0.1) ** 2, rtol=0.03), "a tenth of the error, a hundredfold N"
+print("Exercise 3:", "to do" if answer is ... else "right")
+
+# %% [markdown]
 # ## Where to go next
 #
 # - Sutton & Barto (2018), "Reinforcement Learning: An Introduction", chapter 3: MDPs, policies, returns.
 # - Read `mdp.trajectory_prob`, `mdp.rollout` and `returns.discounted_return`; then change `slip` or `policy` above and
 #   predict J before you run.
-# - Lesson 2 gets $J$ without listing or sampling: `values.state_values`. Lesson 4 asks how to change $\pi$ so that
-#   $J$ grows: `policy_gradient.policy_gradient`.
+# - [Lesson 2](02_value_functions.py) gets $J$ without listing or sampling: `values.state_values`.
+#   [Lesson 4](04_policy_gradient.py) asks how to change $\pi$ so that $J$ grows: `policy_gradient.policy_gradient`.
 # - `environments.chain`, `environments.gridworld` and `environments.random_mdp` are more worlds to try this on.

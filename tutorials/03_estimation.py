@@ -134,7 +134,7 @@ assert shrinking_rms[-1] < 0.6 * shrinking_rms[-3], "four times the days, about 
 #
 # $\lambda = 0$ is the target of TD(0), $\lambda = 1$ is Monte Carlo. A record ends some day $T$, and there $v(s_T)$
 # stands for the days that were not recorded. But if the *game* ended, nothing follows. So the library's functions take
-# `discounts`, one a day: $\gamma$ as a rule, 0 on a day that ended the game.
+# `discounts`, one a day: $\gamma_t = \gamma$ as a rule, 0 on a day that ended the game.
 
 # %%
 guess = np.array([4.5, 5.5])  # somebody's opinion of the two towns
