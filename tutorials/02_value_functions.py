@@ -121,7 +121,8 @@ print("V =", exact)
 # %% [markdown]
 # How fast do they settle? Subtract the equation of $V$ from that of $V_k$: $V_k - V = \gamma P_\pi (V_{k-1} - V)$. The
 # error in a state is $\gamma$ times an *average* of yesterday's errors, and an average is never larger than the
-# largest. So every sweep shrinks the largest error at least by the factor $\gamma$, from whatever guess it started:
+# largest. So every **sweep**, that is, using the equation once in all states, shrinks the largest error at least by the
+# factor $\gamma$, whatever guess one starts from:
 #
 # $$\max_s |V_k(s) - V(s)| \le \gamma^k \max_s |V_0(s) - V(s)|.$$
 #
@@ -138,6 +139,7 @@ for gamma in gammas:
     errors[gamma] = np.abs(np.array(iterates[gamma]) - values.state_values(discounted, policy)).max(axis=1)
     assert (errors[gamma] <= gamma**sweeps * errors[gamma][0] + 1e-12).all()
     assert np.isclose(errors[gamma][21], gamma * errors[gamma][20], rtol=1e-6), "in the end, exactly gamma"
+assert np.isclose(errors[0.9][44], errors[0.9][22] / 10, rtol=0.03)
 
 # %%
 with plots.style():
@@ -160,8 +162,8 @@ with plots.style():
 plots.save(figure, "02_bellman_sweeps")
 
 # %% [markdown]
-# The nearer $\gamma$ is to 1, the further the agent looks ahead and the more sweeps it takes: about $1 / (1 - \gamma)$
-# of them for each factor $e$.
+# The nearer $\gamma$ is to 1, the further the agent looks ahead and the more sweeps it takes: a tenth of the error
+# costs 22 sweeps at $\gamma = 0.9$ and 229 at 0.99, that is $\ln 10 / \ln \frac{1}{\gamma}$.
 #
 # ## Better than what?
 #
@@ -198,9 +200,12 @@ assert np.isclose(visits @ pay, values.expected_return(world, policy), atol=1e-1
 
 # %% [markdown]
 # The second way compares two policies. Live by $\pi'$, and score each action by the advantage that the *old* policy
-# $\pi$ gives it. On average that is $r_t + \gamma V^\pi(s_{t+1}) - V^\pi(s_t)$. Add it up along a trajectory, day $t$
-# weighted by $\gamma^t$: the values in the middle cancel in pairs, and what stays is the return, minus
-# $V^\pi(s_0)$. Hence
+# $\pi$ gives it: on average over $s_{t+1}$, that is $r_t + \gamma V^\pi(s_{t+1}) - V^\pi(s_t)$. Add it up along a
+# trajectory, day $t$ weighted by $\gamma^t$. What one day adds for $s_{t+1}$ the next takes away, and there remains
+#
+# $$\sum_t \gamma^t \big[r_t + \gamma V^\pi(s_{t+1}) - V^\pi(s_t)\big] = R(\tau) - V^\pi(s_0).$$
+#
+# The mean of $R(\tau)$ is $J(\pi')$, that of $V^\pi(s_0)$ is $J(\pi)$. Hence
 #
 # $$J(\pi') - J(\pi) = \sum_s d^{\pi'}(s) \sum_a \pi'(a|s)\, A^\pi(s, a).$$
 #
@@ -221,8 +226,8 @@ assert abs(gained) > 0.1
 # no less than their mean, and an occupancy is never negative. So $\pi'$ earns at least as much as $\pi$, *from every
 # start*. That is the policy improvement theorem.
 #
-# Repeat: evaluate, act greedily, evaluate. Policies of this kind are finitely many and each is better than the last, so
-# it ends. It ends where no action has a positive advantage; but then, by the same sum, **no** policy whatever can gain
+# Repeat: evaluate, act greedily, evaluate. Greedy policies are finitely many and each is better than the last, so this
+# ends. It ends where no action has a positive advantage; but then, by the same sum, **no** policy whatever can gain
 # anything. We are at $\pi^*$. This is **policy iteration**.
 #
 # We try it on a slippery grid. `S` is the start, the goal `G` pays 1, the hole `H` costs 1, `#` is a wall, and every
@@ -257,8 +262,10 @@ for _ in range(300):
 
 assert np.allclose(rounds[-1], by_sweeps, atol=1e-12)
 assert np.allclose(values.policy_iteration(grid), by_sweeps, atol=1e-12)
+assert np.allclose(values.optimal_state_values(grid), by_sweeps, atol=1e-12)
 assert np.allclose(values.value_iteration(grid, 1e-9), by_sweeps, atol=1e-9)
 assert np.array_equal(values.optimal_policy(grid), policies[-1])
+assert policies[-1][11, 0] == 1, "left, in the lower right corner"
 
 # %% [markdown]
 # Proofs are good, looking is better. Nine cells leave a choice among four moves: $4^9 = 262{,}144$ policies that
@@ -273,7 +280,6 @@ value_of = lambda actions: values.state_values(grid, jax.nn.one_hot(actions, 4))
 all_values = np.array(jax.lax.map(value_of, choices, batch_size=4096))
 coin_tossers = np.random.default_rng(0).dirichlet(np.full(4, 0.3), size=(1000, 12))
 tossed_values = jax.vmap(values.state_values, (None, 0))(grid, coin_tossers)
-
 all_returns = all_values @ np.array(grid.initial)
 
 assert (all_values < by_sweeps + 1e-12).all()
@@ -299,10 +305,9 @@ with plots.style():
 plots.save(figure, "02_gridworld")
 
 # %% [markdown]
-# The tall bar on the right is policies that hardly ever reach an end: they pay 0.04 a day for ever, which is
-# $-0.04 / (1 - \gamma) = -0.4$.
-
-# %% [markdown]
+# Look at the lower right corner: $\pi^*$ turns back there, since the short way leads into the hole. On the right, the
+# tall bar is policies that hardly ever reach an end: they pay 0.04 a day for ever, $0.04 / (1 - \gamma) = 0.4$ in all.
+#
 # ## Exercises
 #
 # Replace `...` and run the cell: it checks your answer. [Solutions](solutions/02_value_functions.py).

@@ -55,6 +55,8 @@ for estimate, by_hand in [(estimation.first_visit_monte_carlo, 3), (estimation.e
 # $(K + 1)/2$, on average 3 instead of 5. Put many games into one mean, and the long ones, which bring more visits,
 # weigh more; in the limit that makes up for it exactly. Every-visit is biased but consistent. With a single game it is
 # *closer* to the truth all the same, since it scatters less; with many it is not. Biased is not a word for bad.
+#
+# We cut 32,768 games into groups of $N$, as in lesson 1. (`jax.tree.map` does the same to each field of a record.)
 
 # %%
 live = jax.jit(jax.vmap(mdp.rollout, (0, None, None, None)), static_argnums=3)  # many trajectories at once
@@ -94,7 +96,7 @@ for s in range(2):
     assert abs(here.mean()) < 4 * here.std() / np.sqrt(here.size), "at the exact values, nothing left to learn"
 
 week = jax.tree.map(lambda field: field[:7], life)._replace(states=life.states[:8])
-by_loop = numpy_loops.td_lambda(np.zeros(2), *map(np.array, week[::2]), np.full(7, 0.9), 0.0, np.full(7, 0.5))
+by_loop = numpy_loops.td_lambda(np.zeros(2), week.states, week.rewards, np.full(7, 0.9), 0.0, np.full(7, 0.5))
 assert np.allclose(estimation.td0(np.zeros(2), week, 0.9, 0.5), by_loop, atol=1e-12)
 
 # %% [markdown]
@@ -248,9 +250,9 @@ coin, blank = np.full((2, 2), 0.5), np.zeros((2, 2))
 lives = live(jax.random.split(jax.random.key(4), 64), world, coin, 8000)
 best = values.bellman_backup(world, values.optimal_state_values(world))
 truths = [values.action_values(world, coin), values.action_values(world, policy), best]
-for name, truth in zip(["sarsa", "expected_sarsa", "q_learning"], truths, strict=True):
-    learn, loop, asked = getattr(estimation, name), getattr(numpy_loops, name), [policy] * (name == "expected_sarsa")
-    by_loop = loop(blank, *map(np.array, week), gammas, *asked, np.full(7, 0.5))
+for name, asked, truth in zip(["sarsa", "expected_sarsa", "q_learning"], [(), (policy,), ()], truths, strict=True):
+    learn, loop = getattr(estimation, name), getattr(numpy_loops, name)
+    by_loop = loop(blank, *week, gammas, *asked, np.full(7, 0.5))
     assert np.allclose(learn(blank, week, 0.9, *asked, 0.5), by_loop, atol=1e-12)
     curves[name] = watch(lambda life, a, f=learn, x=asked: f(blank, life, 0.9, *x, a), lives, shrinking)
     assert np.abs(curves[name][-1].mean(axis=0) - truth).max() < 0.03, name
