@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[2] / "rlhf_jax"
-CODE = re.compile(r"^( *)(```+|~~~+).*?^\1\2 *$|^ {4}.*?$|\[`[^`]*`\]|(``+).*?\3|`([\w.]+)`", re.MULTILINE | re.DOTALL)
 
 
 @functools.cache
@@ -45,17 +44,6 @@ def resolve(name: str, module: str = "rlhf_jax") -> str | None:
             return full
         parents.pop()
     return name if name in definitions() else None
-
-
-def linked(text: str) -> str:
-    """Markdown with `dpo.dpo_loss` in backticks as a link to its reference; code blocks and links stay."""
-
-    def link(match):
-        name = match[4] or ""
-        full = resolve(name) if "." in name and not name.endswith(".py") else None
-        return f"{{py:obj}}`{name} <{full}>`" if full else match[0]
-
-    return CODE.sub(link, text)
 
 
 def signature(full: str) -> tuple[str, str] | None:

@@ -14,26 +14,37 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 from make_notebooks import TUTORIALS, lessons, notebook  # noqa: E402
 
-LINK = re.compile(r"\]\(([^):#\s]+)(#[^)\s]*)?\)")
+# A block of code, `code` (perhaps as the text of a link), or the target of a link; figures and cards hold Markdown.
+MARKUP = re.compile(
+    r"^( *)(```+|~~~+)(?!\{(?!code|eval)).*?^\1\2 *$|(\[?)(`+)(.+?)\4|\]\(([^):#\s]+)(#[^)\s]*)?\)",
+    re.MULTILINE | re.DOTALL,
+)
 
 
 def rewritten(text: str, folder: str) -> str:
     """Markdown of the repository's `folder` as this site's: links to files lead to pages, names to the reference."""
 
-    def link(match):
-        target, anchor = match[1], match[2] or ""
-        path = posixpath.normpath(posixpath.join(folder, target))
-        if found := re.fullmatch(r"tutorials/((?:solutions/)?\d\d_\w+)\.py", path):
-            return f"](/course/{found[1]}.ipynb{anchor})"
-        if found := re.fullmatch(r"rlhf_jax/([\w/]+)\.py", path):
-            return f"](/reference/{found[1].replace('/', '.')}.md)"
-        if path.startswith("docs/") and path.endswith(".md"):
-            return f"](/{path.removeprefix('docs/')}{anchor})"
-        if path == "CHANGELOG.md":
-            return "](/changelog.md)"
-        return f"](/{posixpath.relpath(path, 'docs')}{anchor})"
+    def change(match):
+        *_, bracket, ticks, code, target, anchor = match.groups()
+        if target:
+            return f"]({page_of(posixpath.normpath(posixpath.join(folder, target)))}{anchor or ''})"
+        full = (
+            names.resolve(code) if ticks == "`" and not bracket and "." in code and not code.endswith(".py") else None
+        )
+        return f"{{py:obj}}`{code} <{full}>`" if full else match[0]
 
-    return names.linked(LINK.sub(link, text))
+    return MARKUP.sub(change, text)
+
+
+def page_of(path: str) -> str:
+    """The page of this site that shows a file of the repository, or the file."""
+    if found := re.fullmatch(r"tutorials/((?:solutions/)?\d\d_\w+)\.py", path):
+        return f"/course/{found[1]}.ipynb"
+    if found := re.fullmatch(r"rlhf_jax/([\w/]+)\.py", path):
+        return f"/reference/{found[1].replace('/', '.')}.md"
+    if found := re.fullmatch(r"docs/(.+\.md)", path):
+        return f"/{found[1]}"
+    return "/changelog.md" if path == "CHANGELOG.md" else f"/{posixpath.relpath(path, 'docs')}"
 
 
 def write_course() -> None:
