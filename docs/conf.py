@@ -44,7 +44,7 @@ nb_merge_streams = True
 nb_ipywidgets_js = {}
 
 autodoc_member_order = "bysource"
-autodoc_preserve_defaults = True
+autodoc_typehints = "none"  # docstrings.on_signature gives them as they were written
 autodoc_default_options = {"members": True}
 add_module_names = False
 python_maximum_signature_line_length = 88

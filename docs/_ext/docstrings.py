@@ -15,6 +15,8 @@ def on_signature(app, what, name, obj, options, signature, return_annotation):
 
 def on_docstring(app, what, name, obj, options, lines) -> None:
     """In place: text escaped, `names` linked, indented blocks outside of the sections kept as they are."""
+    if lines and _is_alias(lines[0]):
+        lines.clear()
     module = name if what == "module" else name.rpartition(".")[0]
     result, section, literal = [], False, False
     for line in lines:
@@ -58,4 +60,9 @@ def escaped(text: str, module: str) -> str:
 
 
 def skip_undocumented_field(app, what, name, obj, skip, options):
-    return True if (getattr(obj, "__doc__", "") or "").startswith("Alias for field number") else None
+    """A NamedTuple's field without a line of its own stands in the signature already."""
+    return True if _is_alias(getattr(obj, "__doc__", None)) and name not in names.documented_fields() else None
+
+
+def _is_alias(text) -> bool:
+    return (text or "").startswith("Alias for field number")

@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import itertools
 import re
 from pathlib import Path
 
@@ -44,6 +45,18 @@ def resolve(name: str, module: str = "rlhf_jax") -> str | None:
             return full
         parents.pop()
     return name if name in definitions() else None
+
+
+@functools.cache
+def documented_fields() -> set[str]:
+    """The fields that have a line of their own in some class."""
+    found = set()
+    for node in definitions().values():
+        if isinstance(node, ast.ClassDef):
+            for field, following in itertools.pairwise(node.body):
+                if isinstance(field, ast.AnnAssign) and isinstance(following, ast.Expr):
+                    found.update(defined(field))
+    return found
 
 
 def signature(full: str) -> tuple[str, str] | None:

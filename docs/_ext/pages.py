@@ -63,8 +63,13 @@ def write_ladder() -> None:
     """docs/ladder.md from the README's table: functions lead to the reference, tutorials to the course."""
     section = (ROOT / "README.md").read_text(encoding="utf-8").split("\n## The ladder\n")[1].split("\n## ")[0]
     section = re.sub(r"\[(`[\w.]+`)\]\(rlhf_jax/[\w/]+\.py\)", r"\1", section)
-    section = re.sub(r"\[test\]\((tests/[\w/]+\.py)\)", r"`\1`", section)
-    _write(DOCS / "ladder.md", "# The ladder\n\n" + rewritten(section.strip(), "") + "\n")
+    section = re.sub(r"\[test\]\(tests/([\w/]+\.py)\)", r"`\1`", section)
+    _write(
+        DOCS / "ladder.md",
+        "---\nhtml_theme.sidebar_secondary.remove: true\n---\n\n# The ladder\n\n"
+        + rewritten(section.strip(), "")
+        + "\n",
+    )
 
 
 def write_changelog() -> None:
