@@ -12,8 +12,10 @@
 # %% [markdown]
 # # 4. Which change of the policy makes it earn more?
 #
-# Lesson 1 said what a policy earns, $J(\pi) = \mathbb{E}_{\tau \sim \pi}[R(\tau)]$. To improve it, give the policy
-# parameters $\theta$ and walk uphill: $\theta \leftarrow \theta + \eta\, \nabla_\theta J$.
+# [Lesson 1](01_mdp_and_trajectories.py) said what a policy earns, $J(\pi) = \mathbb{E}_{\tau \sim \pi}[R(\tau)]$. To
+# improve it, give the policy parameters $\theta$ and walk uphill, in steps of size $\eta$:
+# $\theta \leftarrow \theta + \eta\, \nabla_\theta J$. The gradient $\nabla_\theta J$ holds one number a parameter: how
+# fast $J$ grows if that parameter does.
 #
 # So we need a gradient, of an average whose *distribution* depends on $\theta$, in a world whose tables we do not
 # know. The policy gradient theorem makes that possible. It is the root of REINFORCE, of PPO, and of every method that
@@ -91,8 +93,9 @@ assert np.allclose(by_loop, by_autodiff, atol=1e-12)
 #
 # Two thoughts sharpen it. An action cannot change what was paid before it, so only the pay that follows counts. And
 # what counts is not how much follows, but how much **more** than this state promised anyway. With $V^\pi(s)$ the
-# average of what follows state $s$, and $Q^\pi(s,a)$ the same if the first action is $a$ (lesson 2), that is the
-# **advantage** $A^\pi(s,a) = Q^\pi(s,a) - V^\pi(s)$. Neither thought changes the average:
+# average of what follows state $s$, and $Q^\pi(s,a)$ the same if the first action is $a$
+# ([lesson 2](02_value_functions.py)), that is the **advantage** $A^\pi(s,a) = Q^\pi(s,a) - V^\pi(s)$. Neither thought
+# changes the average (why, is said below; the asserts say that it is so):
 #
 # $$\nabla J = \mathbb{E}_\tau\Big[ \sum_t \gamma^t\, \nabla \log \pi_\theta(a_t|s_t)\, A^\pi(s_t, a_t) \Big], \qquad
 # \frac{\partial J}{\partial \theta(s,a)} = \sum_t \gamma^t\, P(s_t = s)\, \pi(a|s)\, A_{T-t}(s,a).$$
@@ -118,6 +121,7 @@ assert np.isclose(gained, step * jnp.sum(by_theorem**2), rtol=0.01), "a small st
 #
 # $$\text{loss} = -\sum_t \log \pi_\theta(a_t|s_t)\; w_t, \qquad w_t \text{ held fixed.}$$
 #
+# "Held fixed" means that no gradient flows through $w_t$: `jax.lax.stop_gradient`, which is inside the library's loss.
 # Its *value* means nothing (it may rise while the policy improves); only its gradient does. The weight $w_t$ may be any
 # of these; with each, the mean over all trajectories must be $\nabla J$ to the last digit.
 #
@@ -163,8 +167,8 @@ for name in every_weight:
 # %% [markdown]
 # Why may a baseline be subtracted? Because
 # $\sum_a \pi(a|s)\, \nabla \log \pi(a|s) = \nabla \sum_a \pi(a|s) = \nabla 1 = 0$: a number that does not depend on the
-# action pushes all actions alike. One that depends on the action is not a baseline: subtract $Q(s,a)$ and the whole
-# gradient is gone.
+# action pushes all actions alike. What was paid before the action is such a number too; so it may be left out. One that
+# depends on the action is not a baseline: subtract $Q(s,a)$ and the whole gradient is gone.
 #
 # And $\gamma^t$ belongs there. Most programs drop it and follow another direction. (With $\gamma = 1$, as is usual for
 # language models, there is no difference.)
@@ -240,6 +244,62 @@ plots.save(figure, "04_policy_gradient")
 # Right: at the same error, the lowest line needs six times fewer trajectories than the highest. Same mean, less noise:
 # that is all a baseline does, and it decides whether training on samples works.
 #
+# ## Exercises
+#
+# Replace `...` and run the cell: it checks your answer. [Solutions](solutions/04_policy_gradient.py).
+#
+# **1.** The **score** of one action, $\partial \log \pi(a) / \partial \theta_b$ for every $b$, from the probabilities
+# of a softmax policy in one state.
+
+
+# %%
+def exercise_1(probs, action):
+    return ...
+
+
+answer = exercise_1(np.array([0.2, 0.3, 0.5]), 1)
+truth = jax.grad(lambda theta: jax.nn.log_softmax(theta)[1])(jnp.log(jnp.array([0.2, 0.3, 0.5])))
+assert answer is ... or np.allclose(answer, truth, atol=1e-6), "the action's own logit pushes up, every other one down"
+print("Exercise 1:", "to do" if answer is ... else "right")
+
+# %% [markdown]
+# **2.** One state, one step, rewards $r(a)$: $J(\theta) = \sum_a \pi_\theta(a)\, r(a)$. Derive
+# $\partial J / \partial \theta_a$ from the score. A baseline appears by itself: where does it come from?
+
+
+# %%
+def exercise_2(probs, rewards):
+    return ...
+
+
+theta, rewards = np.array([0.5, -1.0, 0.2]), np.array([1.0, 4.0, -2.0])
+answer = exercise_2(np.exp(theta) / np.exp(theta).sum(), rewards)
+earned = lambda theta: np.exp(theta) @ rewards / np.exp(theta).sum()
+nudged = [(earned(theta + 1e-4 * row) - earned(theta - 1e-4 * row)) / 2e-4 for row in np.eye(3)]
+assert answer is ... or np.allclose(answer, nudged, atol=1e-6), "good actions rise: good compared with what?"
+print("Exercise 2:", "to do" if answer is ... else "right")
+
+# %% [markdown]
+# **3.** Your samples are a week old: the actions came from a policy $\mu(a)$, and the policy is $\pi(a)$ by now. With
+# weights $r(a)$ the mean of $\nabla \log \pi(a)\, w(a)$ over these samples is not $\nabla J(\pi)$ any more. Which
+# weights $w(a)$ make it so?
+
+
+# %%
+def exercise_3(probs, old_probs, rewards):
+    return ...
+
+
+pi, mu, rewards = np.array([0.7, 0.2, 0.1]), np.array([0.2, 0.2, 0.6]), np.array([1.0, 4.0, -2.0])
+answer = exercise_3(pi, mu, rewards)
+if answer is not ...:
+    loss = lambda theta: policy_gradient.reinforce_loss(jax.nn.log_softmax(theta), jnp.asarray(answer))
+    mean_loss = lambda theta: jnp.sum(mu * loss(theta))
+    truth = jax.grad(lambda theta: jax.nn.softmax(theta) @ rewards)(jnp.log(pi))
+    assert np.allclose(-jax.grad(mean_loss)(jnp.log(pi)), truth, atol=1e-6), "rare then and likely now: count it more"
+print("Exercise 3:", "to do" if answer is ... else "right")
+
+# %% [markdown]
 # ## Where to go next
 #
 # - Williams (1992), "Simple Statistical Gradient-Following Algorithms for Connectionist Reinforcement Learning":
@@ -247,5 +307,6 @@ plots.save(figure, "04_policy_gradient")
 # - Sutton, McAllester, Singh and Mansour (2000), "Policy Gradient Methods for Reinforcement Learning with Function
 #   Approximation": theorem 1 is `policy_gradient.policy_gradient`.
 # - Nota and Thomas (2020), "Is the Policy Gradient a Gradient?", on the dropped $\gamma^t$.
-# - Nobody is given $V$. Lesson 5 learns it, and trades a little bias for much less noise: `returns.gae`.
-# - Lesson 6 takes several steps with the same samples: `ppo.clipped_surrogate_loss`.
+# - Nobody is given $V$. [Lesson 5](05_advantage_and_gae.py) learns it, and trades a little bias for much less noise:
+#   `returns.gae`.
+# - [Lesson 6](06_ppo.py) takes several steps with the same samples: `ppo.clipped_surrogate_loss`.

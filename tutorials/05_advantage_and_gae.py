@@ -12,9 +12,9 @@
 # %% [markdown]
 # # 5. How much better than usual was that action?
 #
-# Lesson 4 ended with a loss whose gradient is right on average, whatever pay it is weighted with, as long as the weight
-# says what followed the action. Then it compared the noise: the same mean, six times fewer trajectories, just by
-# subtracting what was to be expected anyway.
+# [Lesson 4](04_policy_gradient.py) ended with a loss whose gradient is right on average, whatever pay it is weighted
+# with, as long as the weight says what followed the action. Then it compared the noise: six times fewer trajectories, by
+# leaving out what was paid before and subtracting what was to be expected anyway.
 #
 # This lesson is about that subtraction. What should be subtracted? How much does it save, exactly? And what if "what
 # was to be expected" is not known but learned, and wrong? The answer to the last question is a dial between two kinds
@@ -129,8 +129,8 @@ assert (noise(less(0.0)) / noise(above(exact_critic))) ** 2 > 9, "nine times few
 # ## V is learned
 #
 # Nobody is given $V$. One learns it, from the same trajectories: the **critic**, as it is called, beside the policy,
-# the **actor**. Lesson 3 showed how: temporal differences. Ours has seen twenty trajectories and is still wrong. (Day
-# and town together are the state here, number $2t + s$.)
+# the **actor**. [Lesson 3](03_estimation.py) showed how: temporal differences. Ours has seen twenty trajectories and
+# is still wrong. (Day and town together are the state here, number $2t + s$.)
 #
 # A wrong critic is still a baseline: it does not know the action. So subtracting it is unbiased, and just saves less.
 
@@ -201,15 +201,15 @@ for n in (1, 2, 3, 4):
 # The second form follows from the first: $\gamma^k \delta_{t+k}$ is in all $\hat A^{(n)}$ with $n > k$, whose weights
 # sum to $\lambda^k$. Where a trajectory ends, all longer $n$ give the same number. Summed from the back it is one line
 # a step, $\hat A_t = \delta_t + \gamma \lambda \hat A_{t+1}$. $\lambda = 0$ gives the TD error, $\lambda = 1$ gives
-# $G_t - V(s_t)$, the Monte Carlo advantage.
+# $G_t - V(s_t)$, the Monte Carlo advantage. In the words of lesson 3, it is the $\lambda$-return less the value.
 
 # %%
 lambda_ = 0.8
 n_step = [returns.n_step_returns(rewards, gamma, critic, n) - critic[:-1] for n in (1, 2, 3, 4)]
 mixture = np.append((1 - lambda_) * lambda_ ** np.arange(3), lambda_**3) @ np.array(n_step)  # all n > 4 are n = 4
 sums = [sum((gamma * lambda_) ** k * errors[t + k] for k in range(4 - t)) for t in range(4)]
-assert np.allclose(mixture, sums, atol=1e-12)
-assert np.allclose(returns.gae(rewards, gamma, critic, lambda_), sums, atol=1e-12)
+assert np.allclose([mixture, returns.gae(rewards, gamma, critic, lambda_)], [sums, sums], atol=1e-12)
+assert np.allclose(returns.lambda_returns(rewards, gamma, critic, lambda_) - critic[:-1], sums, atol=1e-12)
 
 assert np.allclose(returns.gae(rewards, gamma, critic, 0.0), errors), "lambda = 0"
 assert np.allclose(returns.gae(rewards, gamma, critic, 1.0) + critic[:-1], returns.rewards_to_go(rewards, gamma))
@@ -278,10 +278,10 @@ plots.save(figure, "05_gae_trade_off")
 # it was **truncated**: we stopped watching, and the world went on. After an end the next state is worth 0. After a cut
 # it is worth what it is worth, and the critic says how much.
 #
-# One array says which: a discount for each step, $d_t = \gamma\,(1 - \text{terminated}_t)$, and
-# $\hat A_t = \delta_t + d_t \lambda \hat A_{t+1}$ with $\delta_t = r_t + d_t V(s_{t+1}) - V(s_t)$. A 0 in it stops
-# everything that comes after from leaking in; so two episodes may stand in one array, one behind the other. The first
-# one here ended after its third step, the second was cut after its second step, in a state that is worth 10.
+# One array says which: a discount for each step, $\gamma_t = \gamma\,(1 - \text{terminated}_t)$, as in lesson 3. Then
+# $\hat A_t = \delta_t + \gamma_t \lambda \hat A_{t+1}$ with $\delta_t = r_t + \gamma_t V(s_{t+1}) - V(s_t)$. A 0 in it
+# stops everything that comes after from leaking in; so two episodes may stand in one array, one behind the other. The
+# first one here ended after its third step, the second was cut after its second step, in a state that is worth 10.
 
 # %%
 discounts = gamma * (1 - np.array([0, 0, 1, 0, 0]))
@@ -313,8 +313,8 @@ for action in (0, 1):
 #
 # Replace `...` and run the cell: it checks your answer. [Solutions](solutions/05_advantage_and_gae.py).
 #
-# **1.** Write GAE as one loop from the back, $\hat A_t = \delta_t + d_t \lambda \hat A_{t+1}$, in plain NumPy. `values`
-# has one entry more than `rewards`; `discounts` has a 0 where a step terminated.
+# **1.** Write GAE as one loop from the back, $\hat A_t = \delta_t + \gamma_t \lambda \hat A_{t+1}$, in plain NumPy.
+# `values` has one entry more than `rewards`; `discounts` has a 0 where a step terminated.
 
 
 # %%
@@ -324,7 +324,7 @@ def exercise_1(rewards, discounts, values, lambda_):
 
 inputs = np.array([1.0, 0.0, 2.0, 5.0]), np.array([0.9, 0.0, 0.9, 0.9]), np.array([1.0, -1.0, 3.0, 0.5, 4.0])
 answer = exercise_1(*inputs, 0.5)
-assert answer is ... or np.allclose(answer, returns.gae(*inputs, 0.5)), "the 0 stands in delta_t and before A_(t+1)"
+assert answer is ... or np.allclose(answer, returns.gae(*inputs, 0.5)), "the 0 acts in delta_t and before A_(t+1)"
 print("Exercise 1:", "to do" if answer is ... else "right")
 
 # %% [markdown]

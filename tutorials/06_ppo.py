@@ -60,7 +60,7 @@ assert 0.55 < rights[true_curve.argmax()] < 0.65
 # $$\sum_a \pi_\text{old}(a|s)\, \rho(a)\, A(s, a) = \sum_a \pi(a|s)\, A(s, a).$$
 #
 # Do that at every state that the old policy visits, with the old policy's advantages. The result is the **surrogate
-# objective**, with $d_\text{old}(s) = \sum_t \gamma^t P(s_t = s)$ the discounted visits:
+# objective**, with $d_\text{old}(s) = \sum_t \gamma^t P(s_t = s)$ the old policy's discounted visits:
 #
 # $$L(\theta) = \mathbb{E}_\text{old}\Big[ \sum_t \gamma^t \rho_t\, A^{\pi_\text{old}}(s_t, a_t) \Big]
 # = \sum_s d_\text{old}(s) \sum_a \pi_\text{old}(a|s)\, \rho\, A^{\pi_\text{old}}(s, a).$$
@@ -89,10 +89,10 @@ assert np.allclose([jax.grad(objective)(old), jax.grad(surrogate)(old, old, np.i
 # %% [markdown]
 # ## What the surrogate leaves out
 #
-# How much better is $\pi$ really? The **performance difference lemma** says it exactly: add up the old advantages of
-# what the new policy does, *where the new policy goes*:
+# How much better is $\pi$ really? [Lesson 2](02_value_functions.py) found it: add up the old advantages of what the new
+# policy does, *where the new policy goes*. (It is called the **performance difference lemma**.)
 #
-# $$J(\pi) - J(\pi_\text{old}) = \sum_s d_\pi(s) \sum_a \pi(a|s)\, A^{\pi_\text{old}}(s, a).$$
+# $$J(\pi) - J(\pi_\text{old}) = \sum_s d^\pi(s) \sum_a \pi(a|s)\, A^{\pi_\text{old}}(s, a).$$
 #
 # The surrogate has the same advantages with the visits of the old policy. It corrects the actions and not the states.
 # Our old policy dawdles in the first room, where stepping right is good. So right looks good, and the more the better:
@@ -122,13 +122,13 @@ for theta in new[::40]:
 #
 # PPO replaces the bound by something crude that works. For each action it takes
 #
-# $$L^\text{PPO} = \min\big( \rho A,\ \mathrm{clip}(\rho, 1 - \varepsilon, 1 + \varepsilon)\, A \big),
-# \qquad \varepsilon = 0.2, \text{ say.}$$
+# $$L^\text{PPO} = \min\big( \rho A,\ \mathrm{clip}(\rho, 1 - \epsilon, 1 + \epsilon)\, A \big),
+# \qquad \epsilon = 0.2, \text{ say.}$$
 #
-# - $A > 0$, a good action: the objective rises with $\rho$ until $1 + \varepsilon$, then it is flat. Enough for this
+# - $A > 0$, a good action: the objective rises with $\rho$ until $1 + \epsilon$, then it is flat. Enough for this
 #   batch.
-# - $A < 0$, a bad action: it rises as $\rho$ falls, until $1 - \varepsilon$, then it is flat.
-# - The other two sides are not flat. A good action that has become rare ($\rho < 1 - \varepsilon$), or a bad one that
+# - $A < 0$, a bad action: it rises as $\rho$ falls, until $1 - \epsilon$, then it is flat.
+# - The other two sides are not flat. A good action that has become rare ($\rho < 1 - \epsilon$), or a bad one that
 #   has become likely, is still pulled back with full force: there the `min` takes $\rho A$.
 #
 # So the clip never forbids repair. It only takes away the reward for going further in the direction that the samples
@@ -201,12 +201,13 @@ plots.save(figure, "06_trust_region")
 # ## PPO, whole
 #
 # Now with samples, and everything at once. One iteration: draw a batch with the current policy; estimate the
-# advantages by GAE with the current critic (lesson 5); take several gradient steps on the batch, called **epochs**, of
+# advantages by GAE with the current critic ([lesson 5](05_advantage_and_gae.py)); take several gradient steps on the
+# batch, called **epochs**, of
 #
 # $$\text{loss} = -L^\text{PPO} + \text{value loss} - c\, H(\pi(\cdot|s)).$$
 #
 # The **value loss** $\frac{1}{2} (V - R)^2$ fits the critic to the targets $R = \hat A_t + V_\text{old}(s_t)$. It is
-# clipped too: once $V$ is further than $\varepsilon$ from $V_\text{old}$ on the side of $R$, its gradient is 0. The
+# clipped too: once $V$ is further than $\epsilon$ from $V_\text{old}$ on the side of $R$, its gradient is 0. The
 # **entropy** $H = -\sum_a \pi(a|s) \log \pi(a|s)$ is for later; $c = 0$ for now. Advantages are **whitened** over the
 # batch, mean 0 and variance 1, so that one step size fits rewards of every size.
 #
@@ -271,7 +272,7 @@ assert (unclipped[:, -1] < optimum(grid) - 0.2).sum() >= 3, "ruined, and it depe
 # Three numbers tell whether a PPO program is healthy. At the **first** step on a batch the policy is still the one that
 # drew it: all ratios are 1, nothing is clipped, the KL is 0. If not, the program that samples and the program that
 # trains disagree (temperature, dropout, padding), and no result is to be believed. At the **last** step the **clip
-# fraction**, the share of actions outside $1 \pm \varepsilon$, and the **approximate KL**, estimated from the ratios of
+# fraction**, the share of actions outside $1 \pm \epsilon$, and the **approximate KL**, estimated from the ratios of
 # the sampled actions, say how far the batch was followed. A tenth clipped and a hundredth of a nat is a usual day.
 # Without the clip the same thirty steps go more than twenty times as far.
 
@@ -338,7 +339,7 @@ assert answers[0] is ... or np.allclose(answers, [1.2, 0.5, -2.5, -1.6]), "take 
 print("Exercise 1:", "to do" if answers[0] is ... else "right")
 
 # %% [markdown]
-# **2.** Derive $\partial L^\text{PPO} / \partial \log \pi(a|s)$ as a function of $\rho$, $A$ and $\varepsilon$. (Away
+# **2.** Derive $\partial L^\text{PPO} / \partial \log \pi(a|s)$ as a function of $\rho$, $A$ and $\epsilon$. (Away
 # from the corners. $\partial \rho / \partial \log \pi = \rho$.)
 
 

@@ -28,8 +28,8 @@ def exercise_1(prob, old_prob, advantage, clip_eps):
 
 # %% [markdown]
 # **2.** Where the `min` takes $\rho A$ the slope is $A\, \partial \rho / \partial \log \pi = \rho A$. It takes the
-# constant $(1 + \varepsilon) A$ if $A > 0$ and $\rho > 1 + \varepsilon$, and $(1 - \varepsilon) A$ if $A < 0$ and
-# $\rho < 1 - \varepsilon$; there the slope is 0.
+# constant $(1 + \epsilon) A$ if $A > 0$ and $\rho > 1 + \epsilon$, and $(1 - \epsilon) A$ if $A < 0$ and
+# $\rho < 1 - \epsilon$; there the slope is 0.
 
 
 # %%
