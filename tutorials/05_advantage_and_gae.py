@@ -180,9 +180,12 @@ plots.save(figure, "05_baselines")
 #
 # $$\hat A_t^{(n)} = r_t + \dots + \gamma^{n-1} r_{t+n-1} + \gamma^n V(s_{t+n}) - V(s_t)
 # = \sum_{k=0}^{n-1} \gamma^k \delta_{t+k}.$$
+#
+# Here are four steps. The record stops at a state that the critic finds worth 4, and no sum can be longer than the
+# record: there the critic's word stands for the rest.
 
 # %%
-rewards, critic = np.array([1.0, 0.0, -2.0, 3.0]), np.array([0.5, 1.0, -1.0, 2.0, 0.0])
+rewards, critic = np.array([1.0, 0.0, -2.0, 3.0]), np.array([0.5, 1.0, -1.0, 2.0, 4.0])
 errors = rewards + gamma * critic[1:] - critic[:-1]
 for n in (1, 2, 3, 4):
     n_step = returns.n_step_returns(rewards, gamma, critic, n) - critic[:-1]
@@ -212,7 +215,7 @@ assert np.allclose([mixture, returns.gae(rewards, gamma, critic, lambda_)], [sum
 assert np.allclose(returns.lambda_returns(rewards, gamma, critic, lambda_) - critic[:-1], sums, atol=1e-12)
 
 assert np.allclose(returns.gae(rewards, gamma, critic, 0.0), errors), "lambda = 0"
-assert np.allclose(returns.gae(rewards, gamma, critic, 1.0) + critic[:-1], returns.rewards_to_go(rewards, gamma))
+assert np.allclose(returns.gae(rewards, gamma, critic, 1.0), n_step[3]), "lambda = 1: all rewards, less V"
 
 # %% [markdown]
 # ## The trade-off, without a single sample
