@@ -13,8 +13,8 @@
 # # 5. How much better than usual was that action?
 #
 # [Lesson 4](04_policy_gradient.py) ended with a loss whose gradient is right on average, whatever pay it is weighted
-# with, as long as the weight says what followed the action. Then it compared the noise: six times fewer trajectories, by
-# leaving out what was paid before and subtracting what was to be expected anyway.
+# with, as long as the weight says what followed the action. Then it compared the noise: six times fewer trajectories,
+# by leaving out what was paid before and subtracting what was to be expected anyway.
 #
 # This lesson is about that subtraction. What should be subtracted? How much does it save, exactly? And what if "what
 # was to be expected" is not known but learned, and wrong? The answer to the last question is a dial between two kinds
