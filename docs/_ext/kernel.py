@@ -23,7 +23,7 @@ def prepare() -> tempfile.TemporaryDirectory:
     startup = root / "ipython" / "profile_default" / "startup" / "checks.py"
     for file in (spec, startup):
         file.parent.mkdir(parents=True)
-    command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=ERROR"]
     spec.write_text(json.dumps({"argv": command, "display_name": "Python 3", "language": "python"}))
     startup.write_text(CHECKS)
     os.environ |= {

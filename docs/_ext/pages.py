@@ -54,8 +54,9 @@ def write_course() -> None:
         book = notebook(path, lambda text, folder=folder: rewritten(text, folder))
         for cell in book.cells:
             if "plots.save(" in cell.source:
-                titles = re.findall(r"""(?:title=|set_title\()f?["']([^"']+)""", cell.source)
-                cell.metadata["mystnb"] = {"image": {"alt": "Figure: " + ("; ".join(titles) or path.stem)}}
+                titles = re.findall(r"""(?:title=|set_title\()["']([^"']+)""", cell.source)
+                titles += re.findall(r"""plots\.save\(\w+, "\d\d_(\w+)""", cell.source) if not titles else []
+                cell.metadata["mystnb"] = {"image": {"alt": "Figure: " + "; ".join(titles).replace("_", " ")}}
         _write(DOCS / "course" / path.relative_to(TUTORIALS).with_suffix(".ipynb"), nbformat.writes(book))
 
 
