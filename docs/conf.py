@@ -46,6 +46,7 @@ nb_ipywidgets_js = {}
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # docstrings.on_signature gives them as they were written
 autodoc_default_options = {"members": True}
+viewcode_follow_imported_members = False
 add_module_names = False
 python_maximum_signature_line_length = 88
 toc_object_entries_show_parents = "hide"
