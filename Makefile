@@ -19,6 +19,7 @@ lint: $(INSTALLED)
 
 # The site, in docs/_build/html, lessons executed; `make docs EXECUTE=off` does not execute them.
 docs: $(INSTALLED_DOCS)
+	rm -rf $(SITE)/_modules
 	RLHF_JAX_DOCS_EXECUTE=$(EXECUTE) $(BIN)/python -m sphinx -W --keep-going -q -j 2 -d docs/_build/doctrees docs $(SITE)
 	$(BIN)/python scripts/check_site.py $(SITE)
 

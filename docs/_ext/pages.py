@@ -15,10 +15,10 @@ sys.path.insert(0, str(ROOT / "scripts"))
 from make_notebooks import TUTORIALS, lessons, notebook  # noqa: E402
 
 # A block of code, `code` (perhaps as the text of a link), or the target of a link; figures and cards hold Markdown.
-MARKUP = re.compile(
-    r"^( *)(```+|~~~+)(?!\{(?!code|eval)).*?^\1\2 *$|(\[?)(`+)(.+?)\4|\]\(([^):#\s]+)(#[^)\s]*)?\)",
-    re.MULTILINE | re.DOTALL,
-)
+BLOCK = r"^( *)(```+|~~~+)(?!\{(?!code|eval)).*?^\1\2 *$"
+SPAN = r"(\[?)(?<!`)(``?)(?!`)((?:(?!\n\n).)+?)\4(?!`)"
+TARGET = r"\]\(([^):#\s]+)(#[^)\s]*)?\)"
+MARKUP = re.compile(f"{BLOCK}|{SPAN}|{TARGET}", re.MULTILINE | re.DOTALL)
 
 
 def rewritten(text: str, folder: str) -> str:
