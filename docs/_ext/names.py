@@ -35,7 +35,7 @@ def defined(node: ast.AST) -> list[str]:
 
 
 def resolve(name: str, module: str = "rlhf_jax") -> str | None:
-    """The full name of what `name` means to a reader of `module`: a plain word one of its own, else of any package."""
+    """The full name of what `name` means to a reader of `module`: a plain word one of its own, else the nearest."""
     if "." not in name:
         return f"{module}.{name}" if f"{module}.{name}" in definitions() else None
     *parents, _ = f"{module}._".split(".")
@@ -44,7 +44,8 @@ def resolve(name: str, module: str = "rlhf_jax") -> str | None:
         if full in definitions():
             return full
         parents.pop()
-    return name if name in definitions() else None
+    endings = [full for full in definitions() if f".{full}".endswith(f".{name}")]
+    return endings[0] if len(endings) == 1 else None
 
 
 @functools.cache
