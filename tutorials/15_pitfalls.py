@@ -273,14 +273,12 @@ assert caught.sum() == 20 + 2, "beside the diagonal only the two about the KL, w
 
 # %%
 with plots.style():
-    figure, ax = plots.subplots(width=8.4, height=6.2)
+    figure, ax = plots.subplots(width=7.2, height=5.2)
     for cells, marker, color in [(caught, "s", plots.VERMILLION), (silent, "o", plots.GREY)]:
         rows, columns = np.nonzero(cells)
-        ax.plot(columns, rows, marker, color=color, ms=8, label="catches it" if cells is caught else "holds")
-    ax.set_yticks(range(20), [f"{bug.number}. {bug.name}" for bug in GALLERY], fontsize=7.5)
-    ax.set_xticks(
-        range(20), [check.name for check in checks], fontsize=7.5, rotation=50, ha="right", rotation_mode="anchor"
-    )
+        ax.plot(columns, rows, marker, color=color, ms=7, label="catches it" if cells is caught else "holds")
+    ax.set_yticks(range(20), [f"{bug.number}. {bug.name}" for bug in GALLERY], fontsize=6.5)
+    ax.set_xticks(range(20), [check.name for check in checks], fontsize=6.5, rotation=90)
     ax.set(title="Which invariant catches which bug", ylim=(19.6, -0.6))
     ax.legend(loc="upper right")
 plots.save(figure, "15_matrix")
