@@ -119,8 +119,8 @@ def watch(learn, lives, step_sizes):
 
 td = lambda life, step_sizes: estimation.td0(np.zeros(2), life, 0.9, step_sizes)
 curves = {"α = 0.2 for ever": watch(td, lives, np.full(8000, 0.2)), "α shrinks as 1/t": watch(td, lives, shrinking)}
-constant_rms, shrinking_rms = ([rms((table - exact).ravel()) for table in tables] for tables in curves.values())
-assert min(constant_rms[3:]) > 0.4, "a constant step trembles for ever"
+shrinking_rms = [rms((table - exact).ravel()) for table in curves["α shrinks as 1/t"]]
+assert (curves["α = 0.2 for ever"][3:].std(axis=1) > 0.2).all(), "a constant step trembles for ever"
 assert curves["α = 0.2 for ever"][-1].mean(axis=0)[0] < exact[0] - 0.2
 assert shrinking_rms[-1] < 0.6 * shrinking_rms[-3], "four times the days, about half the error"
 
