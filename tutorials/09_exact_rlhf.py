@@ -125,14 +125,17 @@ assert ends["exact policy gradient"] < 1e-4
 assert max(ends["PPO"], ends["RLOO"]) < 1e-3
 
 # %% [markdown]
-# PPO and RLOO arrive, from samples. Why can they get so near, when every step is noisy? Because the noise dies
-# on arrival. Put $\pi^*$ into $R$: $r - \beta \log(\pi^*/\pi_\text{ref}) = \beta \log Z(x)$, the same for **every**
-# string. All strings of a group are equally good, and each advantage is 0.
+# PPO and RLOO arrive, from samples. How can they get so near, when every step is noisy? With RLOO the noise dies on
+# arrival. Put $\pi^*$ into $R$: $r - \beta \log(\pi^*/\pi_\text{ref}) = \beta \log Z(x)$, the same for **every**
+# string. All strings of a group are equally good, and each advantage is 0. PPO scales its advantages to size one,
+# however small they are, so its noise stays; what silences it is a learning rate that falls to 0 in the second half of
+# the run.
 #
-# REINFORCE has no baseline, so at $\pi^*$ it still pushes every sampled string up by $\beta \log Z$. On average that
-# is nothing; in one step it is noise. The policy wanders about $\pi^*$, at a distance that the theory of noisy descent
-# foretells from the Fisher information: $\eta\, \mathbb{E}_x[b_x^2\, \mathrm{tr} F_x] / (4 \beta B)$, with
-# $b_x = \beta \log Z(x)$, $B$ strings a step and $F_x$ the Fisher information of the policy.
+# REINFORCE has no baseline, so at $\pi^*$ it still pushes every sampled string up by $\beta \log Z$. On average that is
+# nothing; in one step it is noise. With a constant learning rate $\eta$ the policy wanders about $\pi^*$, at a distance
+# that the theory of noisy descent foretells from the Fisher information:
+# $\eta\, \mathbb{E}_x[b_x^2\, \mathrm{tr} F_x] / (4 \beta B)$, with $b_x = \beta \log Z(x)$, $B$ strings a step and
+# $F_x$ the Fisher information of the policy.
 
 # %%
 paid = rewards - beta * kl.k1(optimum, ref_log_probs)
@@ -177,8 +180,8 @@ def fit(wins):
 
 best_for = jax.vmap(enumerable.optimal_log_probs, (0, 0, None))
 by_two_steps = best_for(ref_log_probs, fit(win_tables(0, 50_000)), beta)
-two_step_distance = kl.exact_kl(by_two_steps, optimum).mean()
-assert np.isclose(two_step_distance, ends["DPO, 50,000 choices"], rtol=1e-2)
+two_step = [kl.exact_kl(by_two_steps, other).mean() for other in (ref_log_probs, optimum)]
+assert np.allclose(two_step, np.array(runs["DPO, 50,000 choices"].path)[::2, -1], rtol=1e-2), "KL to both"
 
 # %% [markdown]
 # How large is that error? An error $\delta$ of the scores costs $\delta^\top C\, \delta / (2 \beta^2)$ nats, with $C$
