@@ -231,7 +231,7 @@ ppo_step = trainer.make_ppo_step(config, optimizer, num_epochs=2, num_minibatche
 make = functools.partial(trainer.make_adaptive_ppo_iteration, ref_params=base, score=score, **lengths)
 logs, policies, after, rise, price = {}, {}, {}, {}, {}
 for name, first_beta, gain in [("with the penalty", 0.3, kl_gain), ("without it", 0.0, 0.0)]:
-    iteration = make(config, ppo_step, kl_target=kl_target, kl_gain=gain)
+    iteration = make(config=config, ppo_step=ppo_step, kl_target=kl_target, kl_gain=gain)
     current = trainer.AdaptiveState(*state.create(policy, optimizer), jnp.float32(first_beta))
     log = []
     for i, key in enumerate(jax.random.split(jax.random.key(3), 24)):
