@@ -121,8 +121,7 @@ for run in runs.values():
     assert run.path.distance[0] > 1
 
 ends = {name: float(run.path.distance[-1]) for name, run in runs.items()}
-assert ends["exact policy gradient"] < 1e-4
-assert max(ends["PPO"], ends["RLOO"]) < 1e-3
+assert max(ends["exact policy gradient"] * 10, ends["PPO"], ends["RLOO"]) < 1e-3
 
 # %% [markdown]
 # PPO and RLOO arrive, from samples. How can they get so near, when every step is noisy? With RLOO the noise dies on
@@ -237,7 +236,8 @@ true_values = jax.vmap(enumerable.regularized_objective, (0, 0, 0, None))(misled
 assert np.allclose(optimal_values - true_values, beta * kl.exact_kl(misled, optimum), atol=1e-5)
 setting = settings["DPO, every pair"]._replace(steps=600, learning_rate=0.3)
 misled_dpo = exact.make_run(problem._replace(rewards=wrong), "table", policy, setting, np.array([600]))
-assert misled_dpo.path.distance[-1] < 1e-6, "to the optimum of the wrong reward"
+expected = [kl.exact_kl(misled, ref_log_probs).mean(), 0]  # KL to the reference, distance to the wrong optimum
+assert np.allclose(np.array(misled_dpo.path)[::2, -1], expected, atol=1e-4)
 
 outwards = jax.vmap(best_for, (None, None, 0))(ref_log_probs, wrong, betas[::-1])
 wrong_kl = kl.exact_kl(outwards, jnp.broadcast_to(ref_log_probs, outwards.shape)).mean(axis=1)
