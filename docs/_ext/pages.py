@@ -68,7 +68,7 @@ def write_ladder() -> None:
     _write(
         DOCS / "ladder.md",
         "---\nhtml_theme.sidebar_secondary.remove: true\n---\n\n# The ladder\n\n"
-        + rewritten(section.strip(), "")
+        + rewritten(section.strip().replace("\n### ", "\n## "), "")
         + "\n",
     )
 
