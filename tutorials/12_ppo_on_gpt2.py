@@ -243,6 +243,10 @@ for name, first_beta, gain in [("with the penalty", 0.3, kl_gain), ("without it"
 
     assert (logs[name]["first_ratio_deviation"] < 1e-3).all(), "every iteration began at ratio 1"
     assert abs(logs[name]["kl"][0]) < 1e-3, "and the first one at the reference"
+    assert 0.01 < logs[name]["clip_fraction"][-5:].mean() < logs[name]["clip_fraction"][0], "the clip is at work"
+
+betas, kls = logs["with the penalty"]["kl_coef"], logs["with the penalty"]["kl"]
+assert np.allclose(betas[1:], jax.vmap(lambda beta, kl: follow(beta, kl=kl))(betas[:-1], kls[:-1]), rtol=1e-5)
 
 # %% [markdown]
 # ## Did it work?
@@ -261,6 +265,7 @@ for name, params in policies.items():
     print(*encoder.decode_batch(np.asarray(after[name].completions[:3]).tolist()), sep="\n")
     assert mean > 4 * error, "far beyond the noise"
 assert 4 < price["with the penalty"] < 16, "near the target of 8, no nearer: the controller is patient"
+print("The base model wrote:", *encoder.decode_batch(np.asarray(before.completions[:3]).tolist()), sep="\n")
 
 # %% [markdown]
 # Without the penalty the score is several times higher. Read what it is paid for. The annotator likes words of praise,
@@ -278,23 +283,27 @@ assert logs["without it"]["entropy"][-1] < logs["with the penalty"]["entropy"][-
 
 # %%
 with plots.style():
-    figure, axes = plots.subplots(1, 3, width=9.6, height=3.3)
-    curves = {"score": "score (nats)", "kl": "KL to the base (nats an answer)", "entropy": "entropy (nats a token)"}
-    for axis, (key, title) in zip(axes, curves.items(), strict=True):
+    figure, axes = plots.subplots(2, 2, width=8.4, height=5.4)
+    curves = {"score": "score (nats)", "kl": "KL (nats)", "clip_fraction": "clip fraction", "entropy": "entropy (nats)"}
+    for axis, (key, title) in zip(axes.flat, curves.items(), strict=True):
         for name, color in [("with the penalty", plots.PPO), ("without it", plots.ORANGE)]:
             axis.plot(logs[name][key], color=color, label=name)
         axis.set(xlabel="iterations of 64 answers", title=title)
-    axes[0].axhline(score_before.mean(), color=plots.REFERENCE)
-    plots.label(axes[0], 14, score_before.mean(), "base", plots.REFERENCE, xytext=(0, 8))
-    axes[0].legend(loc="upper left")
-    axes[1].axhline(kl_target, color=plots.GREY, linestyle=":")
-    plots.label(axes[1], 14, kl_target, "target", plots.GREY, xytext=(0, -8))
+    axes[0, 0].axhline(score_before.mean(), color=plots.REFERENCE)
+    plots.label(axes[0, 0], 14, score_before.mean(), "base", plots.REFERENCE, xytext=(0, 8))
+    axes[0, 0].legend(loc="upper left")
+    axes[0, 1].axhline(kl_target, color=plots.GREY, linestyle=":")
+    plots.label(axes[0, 1], 18, kl_target, "target", plots.GREY, xytext=(0, -9))
 plots.save(figure, "12_ppo_on_gpt2")
 
 # %% [markdown]
-# What to watch in a run of your own: the **first ratio** (1, or stop), the **KL** (negative: a bug; a jump: a step too
-# large), the **clip fraction** (a tenth is healthy, a half is a rate too large), the **entropy** (a steady fall is a
-# policy that narrows), and some answers, every time. The score rises in every broken run too.
+# Score and entropy stand for one answer and one token, the KL for a whole answer, the clip fraction for the share of
+# tokens whose ratio left $1 \pm \varepsilon$.
+#
+# What to watch in a run of your own: the **first ratio** (1, or stop), the **KL** (below 0 by more than its noise: a
+# bug; a jump: a step too large), the **clip fraction** (large in our first iteration, where Adam takes its boldest
+# step, then about a tenth; one that stays large is a rate too large), the **entropy** (a steady fall is a policy that
+# narrows), and some answers, every time. The score alone tells you nothing of this: it rose best in the worse run.
 #
 # ## Exercises
 #
@@ -322,13 +331,10 @@ def exercise_2(ratios, advantages, clip_eps):
 
 
 ratios, signs = np.array([0.5, 0.9, 1.1, 2.0] * 2), np.repeat([1.5, -1.5], 4)
-slope = jax.vmap(jax.grad(functools.partial(ppo.clipped_surrogate_loss, clip_eps=0.2)))(
-    np.log(ratios), 0 * signs, signs
-)
+loss = functools.partial(ppo.clipped_surrogate_loss, clip_eps=0.2)
+slope = jax.vmap(jax.grad(loss))(np.log(ratios), 0 * signs, signs)
 answer = exercise_2(ratios, signs, 0.2)
-assert answer is ... or np.allclose(answer, slope, atol=1e-5), (
-    "d rho / d log pi = rho; good and likely, or bad and rare"
-)
+assert answer is ... or np.allclose(answer, slope, atol=1e-5), "0: good and likely already, or bad and rare already"
 print("Exercise 2:", "to do" if answer is ... else "right")
 
 # %% [markdown]

@@ -77,7 +77,8 @@ for name, side in {"prompt": prompts, "chosen": better.completions, "rejected": 
 # is part of the answer. We check one short answer by hand, without any padding around it.
 
 # %%
-row = int(np.argmin(pairs.chosen.completion_mask.sum(axis=1)))
+answer_lengths = pairs.chosen.completion_mask.sum(axis=1)
+row = int(np.argmax((answer_lengths > 5) & (answer_lengths < 16)))
 one = take(pairs.chosen, slice(row, row + 1))
 tokens, mask = (np.asarray(part)[0] for part in join(one))
 text, num_prompt = tokens[mask], int(one.prompt_mask.sum())
