@@ -16,13 +16,14 @@
 # **action**, is paid a **reward**, finds itself in a new state, and so on. Nobody shows it the right action; it has to
 # find out which actions pay in the long run.
 #
-# Where is this used? In games (Go, chess, Atari), in control (robots, data-centre cooling, plasma in a fusion
-# reactor), in choosing what to show (recommendations, adverts), and in teaching language models what people prefer.
-# In that last case the state is the text so far, an action is the next token, and the reward is what people think
-# of the finished text. Everything in this lesson holds there too; only the tables get too large to write down.
+# Where is this used? In games (Go, chess, Atari), in control (robots, data-centre cooling, plasma in a fusion reactor),
+# in choosing what to show (recommendations, adverts), and in teaching language models what people prefer. In that last
+# case the state is the text so far, an action is the next token (a piece of a word), and the reward is what people
+# think of the finished text. Everything in this lesson holds there too; only the tables get too large to write down.
 #
-# The question of all that follows is: *how much will an agent earn if it behaves like this?* We answer it three
-# times: by hand, by listing every possible future, and by sampling.
+# The question of all that follows is: *how much will an agent earn if it behaves like this?* We answer it for one
+# future by hand, then for all of them by listing, and last by sampling. (JAX, below `jax` and `jnp`, is NumPy that can
+# also be differentiated, compiled, and run for many inputs at once.)
 
 # %%
 import jax
@@ -34,11 +35,11 @@ from rlhf_jax import environments, mdp, numpy_loops, plots, returns, values
 # %% [markdown]
 # ## A world of two towns
 #
-# A Markov decision process (MDP) is four tables. Our agent lives in a poor town (state 0) or a rich one (state 1).
-# Each day it stays (action 0) or moves (action 1).
+# A Markov decision process (MDP) is three tables and a number. Our agent lives in a poor town (state 0) or a rich one
+# (state 1). Each day it stays (action 0) or moves (action 1).
 #
 # - $\rho_0(s)$: where the first day starts. Here always in the poor town.
-# - $P(s'|s, a)$: where the next day starts. One plan in ten fails: who stays is moved, who moves is kept.
+# - $P(s'|s, a)$: where the next day starts. One plan in ten fails (`slip`): who stays is moved, who moves is kept.
 # - $r(s, a)$: the day's pay. Staying pays 0.2 in the poor town and 1 in the rich one, a day of moving nothing.
 # - $\gamma$, the discount: pay that comes $t$ days late counts $\gamma^t$ as much. Here 0.9.
 #
@@ -61,8 +62,8 @@ policy = np.array([[0.5, 0.5], [0.8, 0.2]])
 # %% [markdown]
 # ## By hand
 #
-# A **trajectory** is what happened: $\tau = (s_0, a_0, s_1, a_1, \dots, s_T)$. Multiply the chances of each thing that
-# had to happen:
+# A **trajectory** is what happened in $T$ days: $\tau = (s_0, a_0, s_1, a_1, \dots, s_T)$. Multiply the chances of each
+# thing that had to happen:
 #
 # $$P(\tau|\pi) = \rho_0(s_0) \prod_{t=0}^{T-1} P(s_{t+1}|s_t, a_t)\, \pi(a_t|s_t).$$
 #
@@ -85,7 +86,8 @@ assert np.isclose(prob, prob_by_hand)
 
 # %% [markdown]
 # The library does the same with arrays. The loops you can read in one glance are kept, in plain NumPy, in
-# `rlhf_jax/numpy_loops.py`: look there first when a function is unclear. (`world[:2]` is $\rho_0$ and $P$.)
+# `rlhf_jax/numpy_loops.py`: look there first when a function is unclear. (`world[:2]` is $\rho_0$ and $P$; a
+# `Trajectory` is a record of states, actions and rewards.)
 
 # %%
 rewards = world.reward[np.array(states[:-1]), np.array(actions)]
@@ -107,8 +109,9 @@ assert np.isclose(returns.discounted_return(rewards, world.gamma), return_by_han
 # $J(\pi)$ is the **objective**; the best policy is $\pi^* = \arg\max_\pi J(\pi)$. For three days and two towns
 # there are $2^4$ sequences of states and $2^3$ of actions: 128 trajectories, few enough to list.
 #
-# `jax.vmap` turns a function of one trajectory into a function of a whole array of them, without a loop. You will see
-# it everywhere: the library's functions do one trajectory, and you decide how many.
+# `jax.vmap` turns a function of one trajectory into a function of a whole array of them, without a loop. A tuple says
+# which argument is the array: `(None, None, 0)` runs along axis 0 of the third and keeps the first two as they are. You
+# will see it everywhere: the library's functions do one trajectory, and you decide how many.
 
 # %%
 num_steps = 3
@@ -142,9 +145,9 @@ assert (log_probs[impossible] == -np.inf).all()
 assert np.allclose(np.exp(log_probs), probs, atol=1e-6)
 
 # %% [markdown]
-# Listing is honest and hopeless: the list grows like $S^{T+1} A^T$. `values.expected_return` gets the same number
-# from the four tables in $T$ small steps; how is the next lesson. With it we can already compare policies: moving
-# to the rich town and staying there beats our coin-tosser, even within three days.
+# Listing is honest and hopeless: $S$ states, $A$ actions and $T$ days make $S^{T+1} A^T$ trajectories.
+# `values.expected_return` gets the same number from the tables in $T$ small steps; how is the next lesson. With it we
+# can already compare policies: moving to the rich town and staying there beats our coin-tosser, even within three days.
 
 # %%
 assert np.isclose(values.expected_return(world, policy, num_steps), objective, atol=1e-6)
@@ -164,7 +167,7 @@ assert earnings[0] > max(earnings[1:])
 # $$\hat J = \frac{1}{N} \sum_{i=1}^N R(\tau_i), \qquad \tau_i \sim P(\cdot|\pi).$$
 #
 # `mdp.rollout` draws one trajectory. JAX has no hidden random state: a random function takes a `key`, and the same key
-# gives the same numbers.
+# gives the same numbers. `split` makes many keys out of one.
 
 # %%
 num_samples = 2**17
@@ -178,11 +181,13 @@ sampled_return = jax.vmap(returns.discounted_return, (0, None))(sampled.rewards,
 # $$\sqrt{\mathbb{E}[(\hat J - J)^2]} = \frac{\sigma}{\sqrt{N}}, \qquad
 # \sigma^2 = \sum_\tau P(\tau|\pi)\, (R(\tau) - J)^2.$$
 #
-# Four times the samples halve the error, whatever the number of states. That is why sampling works where listing
-# cannot, and why it is slow to become precise: one more digit costs a hundred times more samples.
+# $\sigma$ is the standard deviation of one trajectory's return. Four times the samples halve the error, whatever the
+# number of states. That is why sampling works where listing cannot, and why it is slow to become precise: one more
+# digit costs a hundred times more samples.
 #
 # We check it. Cut the samples into groups of $N$; each group's mean is one estimate; compare the errors' root mean
-# square with the formula.
+# square with the formula. (Where an assert below compares samples with the truth, it allows four such errors. Luck
+# hardly ever takes more.)
 
 # %%
 sigma = float(jnp.sqrt(jnp.sum(probs * (every_return - objective) ** 2)))
@@ -194,7 +199,8 @@ assert abs(sampled_return.mean() - objective) < 4 * sigma / np.sqrt(num_samples)
 assert np.allclose(errors, sigma / np.sqrt(sizes), rtol=0.2)
 
 # %% [markdown]
-# Not just the mean is right: each trajectory turns up as often as $P(\tau|\pi)$ says. Here are the ten likeliest.
+# Not just the mean is right: each trajectory turns up as often as $P(\tau|\pi)$ says. (A share $p$ of $N$ samples has
+# the typical error $\sqrt{p (1 - p) / N}$.) Here are the ten likeliest.
 
 # %%
 likeliest = np.argsort(-probs)[:10]
@@ -243,13 +249,13 @@ def exercise_1(rewards, gamma):
     return ...
 
 
-answer = exercise_1(np.array([2.0, 0.0, 4.0]), 0.5)
-assert answer is ... or np.isclose(answer, 3.0), "the first reward counts in full, the third one gamma^2 as much"
+answer = exercise_1(np.array([2.0, 0.0, 8.0]), 0.5)
+assert answer is ... or np.isclose(answer, 4.0), "the first reward counts in full, the third one gamma^2 as much"
 print("Exercise 1:", "to do" if answer is ... else "right")
 
 # %% [markdown]
 # **2.** Where is the agent after $t$ days? Do not list trajectories: derive how $P(s_{t+1} = s')$ follows from
-# $P(s_t = s)$, and return the probabilities of all states on day $t$, an array $[S]$.
+# $P(s_t = s)$, and return the probabilities of all states on day $t$: an array $[S]$, one number a state.
 
 
 # %%
@@ -257,14 +263,14 @@ def exercise_2(world, policy, day):
     return ...
 
 
-towns = environments.two_state(gamma=0.9, slip=0.1)
+towns = environments.two_state(gamma=0.9, slip=0.1)._replace(initial=jnp.array([0.3, 0.7]))
 choices = np.array([[0.5, 0.5], [0.8, 0.2]])
 answer = exercise_2(towns, choices, 3)
 if answer is not ...:
     futures = mdp.enumerate_trajectories(towns, 3)
     chances = jax.vmap(mdp.trajectory_prob, (None, None, 0))(towns, choices, futures)
     listed = [chances[futures.states[:, 3] == s].sum() for s in range(2)]
-    assert np.allclose(exercise_2(towns, choices, 0), [1, 0]), "day 0 is the start"
+    assert np.allclose(exercise_2(towns, choices, 0), [0.3, 0.7]), "day 0 is the start"
     assert np.allclose(answer, listed, atol=1e-6), "sum over today's state and action: P(s) pi(a|s) P(s'|s, a)"
 print("Exercise 2:", "to do" if answer is ... else "right")
 

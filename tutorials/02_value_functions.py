@@ -82,7 +82,8 @@ assert np.isclose(values.expected_return(world, policy, num_steps), np.dot(world
 # $V_2 = 0.1 + 0.9 \cdot (0.5 \cdot 0.1 + 0.5 \cdot 0.8) = 0.505$.
 #
 # Each day costs $S \times A \times S$ multiplications ($S$ states, $A$ actions): three days take 24 instead of a list
-# of 128 futures, a month 240 instead of $10^{18}$.
+# of 128 futures, a month 240 instead of $10^{18}$. `values.bellman_backup` is the left half, one step from $V_{k-1}$
+# to $Q_k$. (`tables[1:]` is $P$, $r$ and $\gamma$.)
 
 # %%
 tables = [np.array(table) for table in world]
@@ -140,6 +141,7 @@ for gamma in gammas:
     assert (errors[gamma] <= gamma**sweeps * errors[gamma][0] + 1e-12).all()
     assert np.isclose(errors[gamma][21], gamma * errors[gamma][20], rtol=1e-6), "in the end, exactly gamma"
 assert np.isclose(errors[0.9][44], errors[0.9][22] / 10, rtol=0.03)
+assert np.allclose(np.log(10) / np.log(1 / np.array([0.9, 0.99])), [22, 229], atol=0.2), "sweeps to a tenth"
 
 # %%
 with plots.style():
@@ -190,22 +192,26 @@ assert advantages[1, 0] > 0 > advantages[1, 1]
 #
 # $$d^\pi(s) = \sum_t \gamma^t P(s_t = s), \qquad J(\pi) = \sum_s d^\pi(s) \sum_a \pi(a|s)\, r(s, a).$$
 #
-# All visits together make $1 + \gamma + \gamma^2 + \dots = 1 / (1 - \gamma)$, here ten.
+# All visits together make $1 + \gamma + \gamma^2 + \dots = 1 / (1 - \gamma)$, here ten. With $T$ days the sum over $t$
+# ends at $T - 1$, and the second formula still holds.
 
 # %%
 visits = values.occupancy(world, policy)
 assert np.allclose(visits, numpy_loops.occupancy(*tables[:2], 0.9, policy, num_steps=400), atol=1e-12)
 assert np.isclose(visits.sum(), 10, atol=1e-12)
 assert np.isclose(visits @ pay, values.expected_return(world, policy), atol=1e-12)
+assert np.isclose(values.occupancy(world, policy, num_steps) @ pay, values.expected_return(world, policy, num_steps))
 
 # %% [markdown]
-# The second way compares two policies. Live by $\pi'$, and score each action by the advantage that the *old* policy
-# $\pi$ gives it: on average over $s_{t+1}$, that is $r_t + \gamma V^\pi(s_{t+1}) - V^\pi(s_t)$. Add it up along a
-# trajectory, day $t$ weighted by $\gamma^t$. What one day adds for $s_{t+1}$ the next takes away, and there remains
+# The second way compares two policies (days without end again). Live by $\pi'$, and score each action by the advantage
+# that the *old* policy $\pi$ gives it: on average over $s_{t+1}$, that is $r_t + \gamma V^\pi(s_{t+1}) - V^\pi(s_t)$.
+# Add it up along a trajectory, day $t$ weighted by $\gamma^t$. What one day adds for $s_{t+1}$ the next takes away; far
+# out, $\gamma^t$ leaves nothing of it. There remains
 #
 # $$\sum_t \gamma^t \big[r_t + \gamma V^\pi(s_{t+1}) - V^\pi(s_t)\big] = R(\tau) - V^\pi(s_0).$$
 #
-# The mean of $R(\tau)$ is $J(\pi')$, that of $V^\pi(s_0)$ is $J(\pi)$. Hence
+# On average, $R(\tau)$ is $J(\pi')$ and $V^\pi(s_0)$ is $J(\pi)$. The left side, counted visit by visit, is an
+# occupancy times a mean score. Hence
 #
 # $$J(\pi') - J(\pi) = \sum_s d^{\pi'}(s) \sum_a \pi'(a|s)\, A^\pi(s, a).$$
 #
@@ -224,15 +230,15 @@ assert abs(gained) > 0.1
 # Now the best policy, $\pi^* = \arg\max_\pi J(\pi)$, falls into our hands. Let $\pi'$ be **greedy**: in each state the
 # action with the largest $Q^\pi(s,a)$. Then every term of the sum is at least 0, since the largest of some numbers is
 # no less than their mean, and an occupancy is never negative. So $\pi'$ earns at least as much as $\pi$, *from every
-# start*. That is the policy improvement theorem.
+# start*, since $\rho_0$ may be anything. That is the policy improvement theorem.
 #
 # Repeat: evaluate, act greedily, evaluate. Greedy policies are finitely many and each is better than the last, so this
 # ends. It ends where no action has a positive advantage; but then, by the same sum, **no** policy whatever can gain
 # anything. We are at $\pi^*$. This is **policy iteration**.
 #
-# We try it on a slippery grid. `S` is the start, the goal `G` pays 1, the hole `H` costs 1, `#` is a wall, and every
-# move costs 0.04. One move in five turns off to the side. Goal and hole end the game: they are states that are never
-# left and pay nothing, so no formula changes.
+# We try it on a slippery grid. `S` is the start; to arrive at the goal `G` pays 1, in the hole `H` it costs 1; `#` is a
+# wall, and who walks into it or off the grid stays put. Every move costs 0.04, and one in five turns off to the side.
+# Goal and hole end the game: they are states that are never left and pay nothing, so no formula changes.
 
 # %%
 layout = ["...G", ".#.H", "S..."]
@@ -263,7 +269,7 @@ for _ in range(300):
 assert np.allclose(rounds[-1], by_sweeps, atol=1e-12)
 assert np.allclose(values.policy_iteration(grid), by_sweeps, atol=1e-12)
 assert np.allclose(values.optimal_state_values(grid), by_sweeps, atol=1e-12)
-assert np.allclose(values.value_iteration(grid, 1e-9), by_sweeps, atol=1e-9)
+assert np.allclose(values.value_iteration(grid, 1e-9), by_sweeps, atol=1e-9)  # 1e-9: the error allowed
 assert np.array_equal(values.optimal_policy(grid), policies[-1])
 assert policies[-1][11, 0] == 1, "left, in the lower right corner"
 
@@ -275,8 +281,8 @@ assert policies[-1][11, 0] == 1, "left, in the lower right corner"
 # %%
 free = [cell for cell, kind in enumerate("".join(layout)) if kind in ".S"]
 choices = np.zeros((4**9, 12), int)
-choices[:, free] = np.indices((4,) * 9).reshape(9, -1).T
-value_of = lambda actions: values.state_values(grid, jax.nn.one_hot(actions, 4))
+choices[:, free] = np.indices((4,) * 9).reshape(9, -1).T  # a row for each policy: its move in every cell
+value_of = lambda actions: values.state_values(grid, jax.nn.one_hot(actions, 4))  # one_hot: chance 1 for the move
 all_values = np.array(jax.lax.map(value_of, choices, batch_size=4096))
 coin_tossers = np.random.default_rng(0).dirichlet(np.full(4, 0.3), size=(1000, 12))
 tossed_values = jax.vmap(values.state_values, (None, 0))(grid, coin_tossers)

@@ -42,12 +42,12 @@ jax.config.update("jax_enable_x64", True)  # float64
 # three rounds has $G = 3, 2, 1$: first visit says 3, every visit says 2.
 
 # %%
-game = mdp.make_mdp([1.0, 0.0], [[[0.8, 0.2]], [[0.0, 1.0]]], [[1.0], [0.0]], gamma=1.0)
+game = mdp.make_mdp([1.0, 0.0], [[[0.8, 0.2]], [[0.0, 1.0]]], [[1.0], [0.0]], gamma=1.0)  # start, P, r
 rounds = mdp.Trajectory(jnp.array([[0, 0, 0, 1]]), jnp.zeros((1, 3), int), jnp.ones((1, 3)))
 assert np.array_equal(returns.rewards_to_go(rounds.rewards[0], 1.0), [3, 2, 1])
 for estimate, by_hand in [(estimation.first_visit_monte_carlo, 3), (estimation.every_visit_monte_carlo, 2)]:
     assert numpy_loops.monte_carlo([([0, 0, 0, 1], [1, 1, 1])], 1.0, 2, first_visit=by_hand == 3)[0] == by_hand
-    assert estimate(rounds, 1.0, 2)[0] == by_hand
+    assert estimate(rounds, 1.0, 2)[0] == by_hand  # games, gamma, number of states; [0]: playing
 
 # %% [markdown]
 # Which is better? The first visits of different games are independent samples of the same number, so their mean is
@@ -56,7 +56,8 @@ for estimate, by_hand in [(estimation.first_visit_monte_carlo, 3), (estimation.e
 # weigh more; in the limit that makes up for it exactly. Every-visit is biased but consistent. With a single game it is
 # *closer* to the truth all the same, since it scatters less; with many it is not. Biased is not a word for bad.
 #
-# We cut 32,768 games into groups of $N$, as in lesson 1. (`jax.tree.map` does the same to each field of a record.)
+# We cut 32,768 games into groups of $N$, as in lesson 1. (`jax.tree.map` does the same to each field of a record.
+# `jax.jit` compiles a function on its first call; what is static, here the number of days, must be known by then.)
 
 # %%
 live = jax.jit(jax.vmap(mdp.rollout, (0, None, None, None)), static_argnums=3)  # many trajectories at once
@@ -83,8 +84,10 @@ assert rms(every[4] - 5) > 1.2 * rms(first[4] - 5)
 #
 # $$\delta_t = r_t + \gamma V(s_{t+1}) - V(s_t), \qquad V(s_t) \leftarrow V(s_t) + \alpha\, \delta_t.$$
 #
-# $\alpha$ is the step size. This is TD(0). Learning a guess from a guess is called **bootstrapping**. Where it stops,
-# the mean TD error is zero in each state; that *is* the Bellman equation, so it can only stop at $V^\pi$.
+# $\alpha$ is the step size. This is TD(0): `estimation.td0` takes the guess, a record, $\gamma$ and $\alpha$. (The loop
+# wants one $\gamma$ and one $\alpha$ a day. Its 0.0 is the $\lambda$ of the next section.) Learning a guess from a
+# guess is called **bootstrapping**. Where it stops, the mean TD error is zero in each state; that *is* the Bellman
+# equation, so it can only stop at $V^\pi$.
 
 # %%
 world, policy = environments.two_state(gamma=0.9, slip=0.1), np.array([[0.5, 0.5], [0.8, 0.2]])
@@ -114,7 +117,7 @@ shrinking = 1 / (1 + times / 100)
 
 def watch(learn, lives, step_sizes):
     learn = jax.jit(jax.vmap(learn, (0, None)))
-    return np.array([learn(lives, step_sizes * (times < end)) for end in ends])  # [ends, agents, ...]
+    return np.array([learn(lives, step_sizes * (times < end)) for end in ends])  # 0 from `end` on; [end, agent, ...]
 
 
 td = lambda life, step_sizes: estimation.td0(np.zeros(2), life, 0.9, step_sizes)
@@ -129,7 +132,7 @@ assert shrinking_rms[-1] < 0.6 * shrinking_rms[-3], "four times the days, about 
 #
 # TD(0) looks one day ahead and trusts the guess from there; Monte Carlo trusts no guess. Between them, add up $n$ days
 # of rewards and then the guess $v$. Or mix all of these **n-step returns**, each with $\lambda$ times the weight of the
-# one before; written backwards, that is one line:
+# one before; the weights $(1 - \lambda) \lambda^{n-1}$ sum to 1. Written backwards, that is one line:
 #
 # $$G_t^{(n)} = r_t + \gamma r_{t+1} + \dots + \gamma^{n-1} r_{t+n-1} + \gamma^n v(s_{t+n}), \qquad
 # G_t^\lambda = r_t + \gamma \big[(1 - \lambda)\, v(s_{t+1}) + \lambda\, G_{t+1}^\lambda\big].$$
@@ -155,8 +158,9 @@ for discounts, by_hand in [(np.array([1.0, 1.0, 0.0]), [3, 2, 1]), (np.ones(3), 
 #
 # Now the trade can be seen. The guess says 4.5 and 5.5; the truth is 5.02 and 5.91. With every day that $\lambda$
 # reaches further, the guess's error counts less, and one more day's luck comes in. With the tables of our drawer we
-# follow mean and variance of $G_0^\lambda$ exactly, day by day from the end. Its variance is that of today's target,
-# plus the variance that follows, on average, times $(\gamma \lambda)^2$.
+# follow mean and variance of $G_0^\lambda$ exactly, day by day from the end. Once $s'$ is known, tomorrow's luck has
+# nothing to do with today's, so variances add: that of today's target, plus the one that follows, on average, times
+# $(\gamma \lambda)^2$.
 
 
 # %%
@@ -236,7 +240,8 @@ assert np.allclose((estimation.td_lambda(guess, week, 0.9, 0.7, tiny) - guess) /
 #
 # To act better one needs $Q$ (lesson 2), and the same idea learns it. What stands for the future decides *whose* $Q$:
 #
-# - **SARSA**: the action taken next, $r_t + \gamma Q(s_{t+1}, a_{t+1})$. Learns $Q$ of the policy that acts.
+# - **SARSA** (state, action, reward, state, action): the action taken next, $r_t + \gamma Q(s_{t+1}, a_{t+1})$. Learns
+#   $Q$ of the policy that acts. A last day whose next action was not recorded is left out.
 # - **Expected SARSA**: the mean under any policy one asks about, $r_t + \gamma \sum_a \pi(a|s_{t+1})\, Q(s_{t+1}, a)$.
 # - **Q-learning**: the best action, $r_t + \gamma \max_a Q(s_{t+1}, a)$. Learns $Q^*$, that of the best policy.
 #
@@ -292,7 +297,7 @@ assert np.array_equal(estimation.every_visit_monte_carlo(walks, 1.0, 4)[:2], [1,
 
 for lambda_ in (0.0, 0.5, 1.0):
     learn = lambda table, walk, x=lambda_: (estimation.td_lambda(table, walk, 1.0, x, 0.005), None)
-    table = jax.lax.scan(learn, np.zeros(4), walks)[0]
+    table = jax.lax.scan(learn, np.zeros(4), walks)[0]  # a loop over the walks that hands the table on
     assert np.allclose(table[:2], [(1 + lambda_) / 2, (1 - lambda_) / 2], atol=0.1)
 
 # %% [markdown]
@@ -333,7 +338,7 @@ print("Exercise 2:", "to do" if answer is ... else "right")
 # **3.** A log of five days holds two games. The first **ended** on day 1 (`terminated`). The second was still going
 # when the recorder was switched off after day 4. Your colleague's code has $G = 2, 1, 3, 2, 1$ with $\gamma = 1$, and
 # the values it trains come out too low. Return what should stand there, given the guesses `table_values` of the days 0
-# to 5.
+# to 5; on day 5 the world went on unseen.
 
 
 # %%
@@ -341,7 +346,7 @@ def exercise_3(rewards, terminated, table_values, gamma):
     return ...
 
 
-answer = exercise_3(np.ones(5), np.arange(5) == 1, np.full(6, 10.0), 0.5)
+answer = exercise_3(np.ones(5), np.arange(5) == 1, 2.0 * np.arange(6), 0.5)
 assert answer is ... or np.allclose(answer, [1.5, 1.0, 3.0, 4.0, 6.0]), "nothing follows an end; a cut is no end"
 print("Exercise 3:", "to do" if answer is ... else "right")
 

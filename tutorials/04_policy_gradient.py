@@ -52,14 +52,14 @@ nudge = 1e-5
 by_nudging = np.zeros((2, 2))
 for s in range(2):
     for a in range(2):
-        up, down = logits.at[s, a].add(nudge), logits.at[s, a].add(-nudge)
+        up, down = logits.at[s, a].add(nudge), logits.at[s, a].add(-nudge)  # two changed copies of the array
         by_nudging[s, a] = (objective(up) - objective(down)) / (2 * nudge)
 
 # %% [markdown]
 # ## Way 2: differentiate the program
 #
-# `jax.grad` differentiates $J$ as it is computed, table by table. Exact, and only possible because we have the
-# tables: the derivative runs *through* the world.
+# `jax.grad(f)` is the gradient of `f` in its first argument. $J$ is differentiated as it is computed, table by table.
+# Exact, and only possible because we have the tables: the derivative runs *through* the world.
 
 # %%
 by_autodiff = jax.grad(objective)(logits)
@@ -80,8 +80,8 @@ assert np.allclose(by_autodiff, by_nudging, atol=1e-9)
 #
 # $$\nabla J = \mathbb{E}_\tau\Big[ R(\tau) \sum_t \nabla \log \pi_\theta(a_t|s_t) \Big].$$
 #
-# Make the actions of good trajectories likelier. The NumPy loop adds this up over every trajectory; for a softmax,
-# $\partial \log \pi(a|s) / \partial \theta(s,b) = 1[a = b] - \pi(b|s)$.
+# Make the actions of good trajectories likelier. The NumPy loop adds this up over every trajectory; for a softmax, with
+# $1[a = b]$ being 1 if $a = b$ and else 0, $\partial \log \pi(a|s) / \partial \theta(s,b) = 1[a = b] - \pi(b|s)$.
 
 # %%
 tables = [np.array(table) for table in world]
@@ -100,9 +100,10 @@ assert np.allclose(by_loop, by_autodiff, atol=1e-12)
 # $$\nabla J = \mathbb{E}_\tau\Big[ \sum_t \gamma^t\, \nabla \log \pi_\theta(a_t|s_t)\, A^\pi(s_t, a_t) \Big], \qquad
 # \frac{\partial J}{\partial \theta(s,a)} = \sum_t \gamma^t\, P(s_t = s)\, \pi(a|s)\, A_{T-t}(s,a).$$
 #
-# ($A_k$ is the advantage with $k$ days left.) Read it: a logit rises if its action is better than the state's average,
-# in proportion to how often one is there and does that. `policy_gradient.policy_gradient` is this sum; nothing in it
-# is differentiated by a machine.
+# ($A_k$ is the advantage with $k$ days left; $\gamma^t$ stands there because $A$ counts pay from day $t$ on. The second
+# form puts in the derivative of the softmax: its $-\pi(b|s)$ meets the mean advantage, which is 0.) Read it: a logit
+# rises if its action is better than the state's average, in proportion to how often one is there and does that.
+# `policy_gradient.policy_gradient` is this sum; nothing in it is differentiated by a machine.
 
 # %%
 by_theorem = policy_gradient.policy_gradient(world, logits, num_steps)
@@ -122,8 +123,8 @@ assert np.isclose(gained, step * jnp.sum(by_theorem**2), rtol=0.01), "a small st
 # $$\text{loss} = -\sum_t \log \pi_\theta(a_t|s_t)\; w_t, \qquad w_t \text{ held fixed.}$$
 #
 # "Held fixed" means that no gradient flows through $w_t$: `jax.lax.stop_gradient`, which is inside the library's loss.
-# Its *value* means nothing (it may rise while the policy improves); only its gradient does. The weight $w_t$ may be any
-# of these; with each, the mean over all trajectories must be $\nabla J$ to the last digit.
+# The *value* of a loss like this means nothing (it may rise while the policy improves); only its gradient does. The
+# weight $w_t$ may be any of these; with each, the mean over all trajectories must be $\nabla J$ to the last digit.
 #
 # - the return: $w_t = R(\tau)$;
 # - what followed: $w_t = \gamma^t G_t$, with the rewards-to-go $G_t = r_t + \gamma r_{t+1} + \dots$;
@@ -152,7 +153,7 @@ def trajectory_loss(logits, trajectory, weight):
 
 
 @jax.jit
-@jax.vmap
+@jax.vmap  # without a tuple: along axis 0 of every argument
 def gradient(trajectory, weight):
     return -jax.grad(trajectory_loss)(logits, trajectory, weight)
 
@@ -184,8 +185,8 @@ assert np.abs(mean(to_go) - by_theorem).max() > 0.02, "without gamma^t it is not
 # ## The same mean, different noise
 #
 # With all trajectories the three weights agree. With $N$ samples each has an error, and it is known: the root mean
-# square of $\|\hat g - \nabla J\|$ is $\sigma / \sqrt{N}$, where $\sigma^2$ is the variance of one trajectory's
-# gradient, summed over the parameters. Enumeration gives $\sigma$ exactly.
+# square of $\|\hat g - \nabla J\|$, for the mean $\hat g$ of $N$ gradients, is $\sigma / \sqrt{N}$, where $\sigma^2$ is
+# the variance of one trajectory's gradient, summed over the parameters. Enumeration gives $\sigma$ exactly.
 
 # %%
 names = ["the return", "what followed", "what followed less V"]

@@ -50,7 +50,7 @@ def gradient(trajectory, weight):
     return -jax.grad(lambda logits: policy_gradient.reinforce_loss(log_probs(logits), weight).sum())(logits).ravel()
 
 
-exactly = lambda weight: moments.moments(probs, gradient(every, weight), truth)
+exactly = lambda weight: moments.moments(probs, gradient(every, weight), truth)  # bias and variance
 size = float(jnp.linalg.norm(truth))
 noise = lambda weight: float(jnp.sqrt(exactly(weight).variance)) / size
 
@@ -97,7 +97,7 @@ best = estimators.optimal_baseline(probs, scores, total)
 assert np.isclose(best, np.sum(squared * total) / np.sum(squared), atol=1e-12)
 assert abs(best - probs @ total) < 0.1
 
-less = lambda b: total[:, None] - b * jnp.ones(num_steps)
+less = lambda b: total[:, None] - b * jnp.ones(num_steps)  # the weight R - b, the same on every day
 parabola = lambda b: exactly(less(best)).variance + np.sum(squared) * (b - best) ** 2
 for b in (-1.0, 0.0, 4.0):
     assert np.isclose(exactly(less(b)).variance, parabola(b), atol=1e-9)
@@ -116,8 +116,8 @@ for b in (-1.0, 0.0, 4.0):
 
 # %%
 exact_critic = jnp.stack([values.state_values(world, policy, num_steps - t) for t in range(num_steps + 1)])
-along = lambda critic, trajectories: critic[jnp.arange(num_steps + 1), trajectories.states]
-above = lambda critic: gamma**day * (to_go - along(critic, every)[:, :-1])
+along = lambda critic, trajectories: critic[jnp.arange(num_steps + 1), trajectories.states]  # V(s_0), ..., V(s_T)
+above = lambda critic: gamma**day * (to_go - along(critic, every)[:, :-1])  # the weight G - V
 nothing = jnp.zeros((num_steps + 1, 2))
 assert np.allclose(exactly(above(exact_critic)).bias, 0, atol=1e-12)
 assert (noise(less(0.0)) / noise(above(exact_critic))) ** 2 > 9, "nine times fewer trajectories than with R"
@@ -349,8 +349,8 @@ if answer is not ...:
 print("Exercise 2:", "to do" if answer is ... else "right")
 
 # %% [markdown]
-# **3.** Without a critic one may subtract the mean return of the batch itself. But that mean contains the trajectory's
-# own return, so it knows the action, a little. Is the gradient still right? Work out the mean of
+# **3.** Without a critic one may subtract $\bar R$, the mean return of the batch itself. But that mean contains the
+# trajectory's own return, so it knows the action, a little. Is the gradient still right? Work out the mean of
 # $\frac{1}{N} \sum_i (R_i - \bar R)\, z_i$ for $N$ independent trajectories, and return the weights $w_i$ that repair
 # it: unbiased, and unchanged when every return grows by the same number.
 

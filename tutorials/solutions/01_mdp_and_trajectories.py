@@ -19,7 +19,7 @@ import numpy as np
 
 # %% [markdown]
 # **1.** Multiply reward by reward with $\gamma^0, \gamma^1, \gamma^2, \dots$ and add:
-# $2 + 0.5 \cdot 0 + 0.25 \cdot 4 = 3$.
+# $2 + 0.5 \cdot 0 + 0.25 \cdot 8 = 4$.
 
 
 # %%
