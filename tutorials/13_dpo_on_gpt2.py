@@ -146,7 +146,7 @@ for name, options in {"DPO": {}, "smoothed": {"label_smoothing": 0.2}}.items():
             seen.append(measure(current.params, judge)[1])
         current, metrics = step(current, take(train, loop.shuffled_rows(2048, 64, i, seed=0)))
         if i == 0:
-            trainer.check_first_loss(metrics["loss"])
+            trainer.check_first_loss(float(metrics["loss"]))
     policies[name] = current.params
     seen.append(measure(current.params, judge)[1])
     logs[name] = {key: np.array([metrics[key] for metrics in seen]) for key in seen[0]}
@@ -165,8 +165,8 @@ assert 0.55 < log["accuracy"][-1] < ceiling
 #
 # Now look at the two log-probabilities by themselves. The rejected answer falls, as it should. The *chosen* one falls
 # too, by about 8 nats: three thousand times less likely than before. Lesson 8 saw this with three words. Here there is
-# a short proof that it had to happen. Chosen and rejected answers were both written by the reference. So their mean
-# log-ratio is a mean over the reference's own texts, and that is a divergence the other way round:
+# a short proof that the two *together* had to fall. Chosen and rejected answers were both written by the reference. So
+# their mean log-ratio is a mean over the reference's own texts, and that is a divergence the other way round:
 #
 # $$\mathbb{E}_{y \sim \pi_\text{ref}}\Big[\log \frac{\pi(y|x)}{\pi_\text{ref}(y|x)}\Big]
 # = -\mathrm{KL}(\pi_\text{ref} \,\|\, \pi) \le 0.$$
@@ -180,7 +180,8 @@ assert fell["rejected"][-1] < fell["chosen"][-1] < -2, "the chosen answers fall,
 
 backwards = functools.partial(evaluation.sequence_kl, config, base, policies["DPO"])
 forward_kl = np.array([evaluation.in_score_batches(backwards, side) for side in held_out])
-log_ratios = np.array(trainer.pair_log_probs(config, policies["DPO"], held_out)) - np.array(judge[1:3])
+refs = judge.ref_chosen_log_probs, judge.ref_rejected_log_probs
+log_ratios = np.array(trainer.pair_log_probs(config, policies["DPO"], held_out)) - np.array(refs)
 gap = log_ratios.mean(axis=0) + forward_kl.mean(axis=0)
 print(f"mean log-ratio {log_ratios.mean():.2f}, -KL(ref || policy) {-forward_kl.mean():.2f} nats")
 assert abs(gap.mean()) < 4 * gap.std(ddof=1) / np.sqrt(len(gap))
@@ -282,6 +283,7 @@ def exercise_3(chosen, rejected, ref_chosen, ref_rejected):
 
 ref, moved = np.array([0.5, 0.3, 0.2]), np.array([0.2, 0.3, 0.5])  # three strings
 both = np.repeat(np.indices((3, 3)).reshape(2, 9), np.rint(100 * np.outer(ref, ref)).astype(int).ravel(), axis=1)
+both = np.sort(both, axis=0)[::-1]  # of two strings the one with the higher number was chosen
 answer = exercise_3(*np.log(moved[both]), *np.log(ref[both]))
 assert answer is ... or np.isclose(answer, np.sum(ref * np.log(ref / moved))), "a mean over the reference's texts"
 print("Exercise 3:", "to do" if answer is ... else "right")
