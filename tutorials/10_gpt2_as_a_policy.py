@@ -19,13 +19,14 @@
 # | | Tables, lessons 1 to 9 | A language model |
 # | --- | --- | --- |
 # | state $s_t$ | a row | the text so far: prompt $x$ and the tokens $y_0 \dots y_{t-1}$ |
-# | action $a_t$ | a column | the next token $y_t$, one of $V$ |
+# | action $a_t$ | a column | the next token $y_t$, one of the $V$ in the vocabulary |
 # | next state | drawn from $P(s' \mid s, a)$ | the text with the token appended: no chance in it |
 # | policy $\pi(a \mid s)$ | a table | a softmax over the logits of a network with parameters $\theta$ |
 # | trajectory $\tau$ | states and actions | prompt and completion |
 #
-# Only the number of states is new: 4,096 tokens and 24 places make $10^{86}$ texts. No table holds them; so this
-# lesson is about computing with the few that we meet, without mistakes.
+# ($V$ alone is that number from here on; a value keeps its state, $V(s)$.) Only the number of states is new: 4,096
+# tokens and 24 places make more than $10^{86}$ texts. No table holds them; so this lesson is about computing with the
+# few that we meet, without mistakes.
 
 # %%
 import jax
@@ -42,7 +43,7 @@ from rlhf_jax.training import language
 #
 # The package carries a small GPT-2 that has read film reviews. Its **tokenizer** cuts text into **tokens**, pieces of
 # text that are frequent enough to have a number of their own. One of them, number 0, is no text: it opens every review
-# and closes it (`<|endoftext|>`, in short EOS).
+# (as `bos_token_id`) and closes it (as `eos_token_id`; the end of text, in short **EOS**).
 
 # %%
 config, params = weights.load("bundled")
@@ -56,10 +57,10 @@ assert encoder.decode(ids) == "This film was one of the best", "nothing is lost 
 # %% [markdown]
 # ## What the network computes
 #
-# Each token becomes a vector (an **embedding**), to which a vector for its place is added. Then, three times over,
-# every place looks back at the places before it and mixes in what it finds there (**attention**), and a small network
-# transforms each vector alone. At the end, the vector at place $t$ is compared with the embeddings of all $V$ tokens:
-# $V$ **logits**, whose softmax is $\pi(\cdot \mid \text{tokens } 0 \dots t)$.
+# Each token becomes a vector (an **embedding**), to which a vector for its place is added. Then, in each of three
+# **layers**, every place looks back at the places before it and mixes in what it finds there (**attention**), and a
+# small network transforms each vector alone. At the end, the vector at place $t$ (its **hidden state**) is multiplied
+# with the embeddings of all $V$ tokens: $V$ **logits**, whose softmax is $\pi(\cdot \mid \text{tokens } 0 \dots t)$.
 #
 # "Looks back" is the point. Place $t$ must not know what follows, or it would predict the next token by reading it.
 # Change a token, and only the logits from there on may change.
@@ -92,7 +93,7 @@ print({encoder.decode([i]): round(float(next_probs[i]), 3) for i in likeliest})
 # \log \pi(y_t \mid \cdot) = \text{logit}_{y_t} - \log \sum_v e^{\text{logit}_v}.$$
 #
 # Mind the **shift**: the logits at place $t$ score the token at place $t + 1$. A text of 8 tokens has 7
-# log-probabilities. (`token_log_probs` shifts; `categorical_log_probs` does not.)
+# log-probabilities. (`token_log_probs` takes the whole text and shifts for you.)
 
 # %%
 tokens = jnp.array([ids])
@@ -139,7 +140,7 @@ plots.save(figure, "10_next_token")
 # %%
 rows = [encode("This film was one of the best"), encode("Dull.")]
 alone = [gpt2.apply(config, params, jnp.array([row]))[0] for row in rows]
-for pad, begins in [(sequences.pad_right, [0, 0]), (sequences.pad_left, [4, 12 - len(rows[1])])]:
+for pad, begins in [(sequences.pad_right, [0, 0]), (sequences.pad_left, [12 - len(row) for row in rows])]:
     padded, mask = pad(rows, 12)
     together = gpt2.apply(config, params, padded, mask)
     for row in range(2):
@@ -149,10 +150,10 @@ for pad, begins in [(sequences.pad_right, [0, 0]), (sequences.pad_left, [4, 12 -
 # %% [markdown]
 # GPT-2 has no padding token, so people pad with EOS and then *guess* the mask, as `tokens != eos`. The guess is wrong
 # wherever EOS is meant: here the opening token vanishes, and every number behind it is off. Masks are given, never
-# guessed. And they are boolean: multiplying by 0 does not remove a NaN, selecting does.
+# guessed. And they are boolean: multiplying by 0 does not remove a NaN (not a number, say from $0/0$), selecting does.
 
 # %%
-guessed = gpt2.apply(config, params, padded, padded != config.eos_token_id)
+guessed = gpt2.apply(config, params, padded, padded != config.eos_token_id)  # the rows padded on the left
 assert np.abs(guessed - together)[mask].max() > 0.1, "a guessed mask changes the policy"
 
 # %% [markdown]
@@ -160,19 +161,19 @@ assert np.abs(guessed - together)[mask].max() > 0.1, "a guessed mask changes the
 #
 # To sample a trajectory: read the prompt, draw a token from the softmax, append it, read on. Reading the whole text
 # again for each token would be wasteful, as the past does not change when the future is added. So each place's
-# results (attention's keys and values) are kept in a **KV cache**, and each new token costs one place:
+# results (attention's keys and values) are kept in a **KV cache**, and each new token costs one place. For $N$ new
+# tokens after a prompt of $P$:
 #
 # $$\text{without cache: } \sum_{t=0}^{N-1} (P + t) \text{ places}, \qquad \text{with: } P + N - 1.$$
 #
-# The cache must not change the policy. We read the finished texts again in one pass, and compare.
+# Here $P = 3$ and $N = 24$: 348 places against 26. The cache must not change the policy. We read the finished texts
+# again in one pass, and compare.
 
 # %%
 prompts = np.tile(encode("This film"), (512, 1))
 prompt_mask, length = np.ones_like(prompts, bool), 24
 written = generate(config, params, prompts, prompt_mask, jax.random.key(0), max_new_tokens=length)
 print(*encoder.decode_batch(np.array(written.tokens[:3]).tolist()), sep="\n")
-
-assert sum(prompts.shape[1] + t for t in range(length)) == 348, "places read without the cache, against 26"
 
 texts = sequences.Sequences(prompts, prompt_mask, written.tokens, written.mask)
 again = sequences.completion_log_probs(config, params, texts)
@@ -184,7 +185,7 @@ assert np.allclose(again, written.log_probs, atol=1e-3)
 # tokens that would surprise as much, the **perplexity**.
 
 # %%
-states = sequences.completion_states(config, params, texts)[:, :-1]
+states = sequences.completion_states(config, params, texts)[:, :-1]  # behind the last token nothing was drawn
 entropies = ppo.entropy(gpt2.unembed(params, states)).mean(axis=1)
 surprises = -again.mean(axis=1)
 gap = np.array(surprises - entropies)
@@ -192,10 +193,10 @@ print(f"{surprises.mean():.2f} nats a token, entropy {entropies.mean():.2f}, per
 assert abs(gap.mean()) < 4 * gap.std() / np.sqrt(len(gap))
 
 # %% [markdown]
-# Samplers offer to distort the policy: divide the logits by a **temperature** below 1, keep the **top k** tokens, or
-# the likeliest tokens that hold a share **top p**. The text gets safer. But it is then not drawn from $\pi$, and the
-# log-probabilities that are reported are still $\pi$'s own. Train on such samples as if they were on-policy, and
-# every expectation of lessons 4 to 9 is wrong. So training samples at temperature 1, with all tokens.
+# Samplers offer to distort the policy: divide the logits by a **temperature** below 1, keep the **top k** tokens, the
+# $k$ likeliest, or **top p**, the fewest that together hold a share $p$. The text gets safer. But it is then not drawn
+# from $\pi$, and the log-probabilities that are reported are still $\pi$'s own. Train on such samples as if they were
+# on-policy, and every expectation of lessons 4 to 9 is wrong. So training samples at temperature 1, with all tokens.
 
 # %%
 cool = generate(config, params, prompts, prompt_mask, jax.random.key(0), max_new_tokens=length, temperature=0.7)
@@ -221,8 +222,9 @@ assert (np.array(ended.log_probs)[~np.array(ended.mask)] == 0).all()
 #
 # Now the promise of this course. Take a language of 40 strings a prompt (lesson 9), and two policies that agree on
 # every string: a table of logits, and a GPT-2 of 6,720 parameters. The losses see log-probabilities only, so they
-# cannot tell which is which. We sum REINFORCE and PPO's clip over every string, each with its probability; with
-# $A = r - \beta \log \frac{\pi}{\pi_\text{ref}}$ as its advantage, either gradient must be that of
+# cannot tell which is which. We sum REINFORCE and PPO's clip over every string, each with its probability, and take
+# $A = r - \beta \log \frac{\pi}{\pi_\text{ref}}$ (lesson 9's $R$) as its advantage. Nothing has moved yet, so PPO's
+# ratio is 1, and either gradient must be that of
 # $J = \mathbb{E}_\pi[r] - \beta\, \mathrm{KL}(\pi \Vert \pi_\text{ref})$, for the table and for the network.
 
 # %%
@@ -242,7 +244,7 @@ def mean_loss(params, config, loss):
 
 for policy in models.values():
     assert np.allclose(language.string_log_probs(problem, *policy), problem.ref_log_probs, atol=1e-4)
-    exact = jax.grad(lambda params, policy=policy: language.exact_loss(params, problem, config=policy.config)[0])
+    exact = jax.grad(lambda params, policy=policy: language.exact_loss(params, problem, config=policy.config)[0])  # -J
     for loss in (policy_gradient.reinforce_loss, clip):
         by_sampling_loss = jax.tree.leaves(jax.grad(mean_loss)(policy.params, policy.config, loss))
         pairs = zip(by_sampling_loss, jax.tree.leaves(exact(policy.params)), strict=True)
@@ -250,7 +252,7 @@ for policy in models.values():
 
 # %% [markdown]
 # And both climb, by plain steps along REINFORCE's gradient, towards the optimum $\beta \log Z$ of lesson 8. The network
-# shares its parameters between strings, so its path is another; the end is the same.
+# shares its parameters between strings, so its path is another; after 300 steps it lacks a little more.
 
 # %%
 heights = {}
@@ -298,8 +300,8 @@ assert answer is ... or np.isclose(answer, expected, atol=1e-4), "logits[t] scor
 print("Exercise 1:", "to do" if answer is ... else "right")
 
 # %% [markdown]
-# **2.** Return the probabilities $[V]$ with which a sampler draws the next token at temperature $u$ with the $k$
-# likeliest tokens kept. The temperature comes first.
+# **2.** Return the probabilities $[V]$ with which a sampler draws the next token, at `temperature` and with the `top_k`
+# likeliest tokens kept. The temperature comes first; what is kept sums to 1 again.
 
 
 # %%
@@ -313,8 +315,8 @@ print("Exercise 2:", "to do" if answer is ... else "right")
 
 # %% [markdown]
 # **3.** A colleague saved the sampled tokens $[N]$ of some completions, and lost the masks. Rebuild the mask of one
-# completion from its tokens and `eos_id`, so that the end of text is learned and what follows it is not. Then think of
-# the prompt: why can its mask not be rebuilt like this?
+# completion from its tokens and `eos_id`, so that the end of text is learned and what follows it is not (a boolean
+# array $[N]$; a text that was cut off has no EOS). Then think of the prompt: why can its mask not be rebuilt like this?
 
 
 # %%

@@ -12,9 +12,9 @@
 # %% [markdown]
 # # 12. How does PPO teach a language model a taste?
 #
-# Lesson 6 trained tables with PPO, lesson 10 made GPT-2 a policy, lesson 11 learned a reward. Now they meet. This is
-# the loop behind the first assistants that were trained on human preferences: the model writes, somebody scores what
-# it wrote, and PPO makes the good writing likelier while a penalty keeps the model near its old self.
+# Lesson 6 trained tables with PPO, and lesson 10 made GPT-2 a policy. Now they meet. This is the loop behind the first
+# assistants that were trained on human preferences: the model writes, somebody scores what it wrote, and PPO makes the
+# good writing likelier while a penalty keeps the model near its old self.
 #
 # Our GPT-2 has 2.2 million parameters and has read only film reviews. The taste is simple too: we want praise. The
 # score comes straight from the bundled **gold annotator**, the stand-in for a crowd that lesson 11's reward model
@@ -40,8 +40,9 @@ from rlhf_jax.training import ppo as trainer
 #
 # - The **policy** $\pi_\theta$: GPT-2, the one thing that is trained.
 # - The **reference** $\pi_\text{ref}$: a frozen copy of the same GPT-2, to measure how far the policy has gone.
-# - The **value head** $V(s_t) = w \cdot h(s_t) + b$: one more linear map on the policy's hidden state $h$, which
-#   guesses the reward still to come. It shares GPT-2's layers, and starts at $w = 0$, $b = 0$: it knows nothing.
+# - The **value head** $V(s_t) = w \cdot h(s_t) + b$: one more linear map on the policy's hidden state $h$ (lesson 5's
+#   critic), which guesses the reward still to come. It shares GPT-2's layers, and starts at $w = 0$, $b = 0$: it
+#   knows nothing.
 # - The **score** of a finished text: the annotator's log-odds, in nats, that it stems from a positive review.
 #
 # A prompt $x$ is the opening of a review, 8 tokens; an answer $y$ is at most 24 more. We set 256 openings aside, to
@@ -80,9 +81,8 @@ nudged = jax.tree.map(lambda leaf: leaf + 0.02 * nudge(size=leaf.shape), policy)
 roll = functools.partial(trainer.rollout, config, **lengths)
 first_batch = prompts[:64], prompt_mask[:64]
 fresh = roll(policy, base, *first_batch, jax.random.key(2))
-fresh_mask = fresh.sequences.completion_mask
 assert (fresh.values == 0).all()
-assert np.allclose(fresh.log_probs[fresh_mask], fresh.ref_log_probs[fresh_mask], atol=1e-4)
+assert np.abs((fresh.log_probs - fresh.ref_log_probs)[fresh.sequences.completion_mask]).max() < 1e-4
 
 rolled = roll(nudged, base, *first_batch, jax.random.key(2))
 mask = np.asarray(rolled.sequences.completion_mask)
@@ -108,7 +108,8 @@ for i, length in enumerate(mask.sum(axis=1)):
         rewards[i, t] = -beta * (rolled.log_probs[i, t] - rolled.ref_log_probs[i, t])
     rewards[i, length - 1] += scores[i]
 assert (mask.sum(axis=1) < 24).any(), "some answers end early, or the test would not test the padding"
-assert np.allclose(trainer.token_rewards(*rolled[1:3], scores, mask, beta), rewards, atol=1e-5)
+by_library = trainer.token_rewards(rolled.log_probs, rolled.ref_log_probs, scores, mask, beta)
+assert np.allclose(by_library, rewards, atol=1e-5)
 
 # %% [markdown]
 # One sample of $\log \pi - \log \pi_\text{ref}$ may be negative; only its mean is the KL. When you *report* the KL,
@@ -143,7 +144,7 @@ advantages = np.zeros(mask.shape)
 for i, length in enumerate(mask.sum(axis=1)):
     discounts = [1.0] * (length - 1) + [0.0]
     advantages[i, :length] = numpy_loops.gae(rewards[i, :length], discounts, rolled.values[i, : length + 1], lambda_)
-whitened = (advantages[mask] - advantages[mask].mean()) / advantages[mask].std(ddof=1)
+whitened = (advantages[mask] - advantages[mask].mean()) / advantages[mask].std(ddof=1)  # the sum over n - 1
 
 batch, _ = trainer.experience(rolled, scores, kl_coef=beta, gamma=1.0, lambda_=lambda_)
 assert np.allclose(batch.returns[mask], (advantages + rolled.values[:, :-1])[mask], atol=1e-4)
@@ -164,10 +165,10 @@ assert np.allclose(to_the_end.returns[:, 0], scores - beta * estimates, atol=1e-
 # ## The ratio is one, then the clip
 #
 # With $\rho_t = \pi_\theta(y_t|\dots) / \pi_\text{old}(y_t|\dots)$, where $\pi_\text{old}$ is the policy that wrote the
-# answers, the loss is that of lesson 6, plus the value head's:
+# answers, the loss is that of lesson 6, plus the value head's, which is lesson 6's too (clipped, with weight $c_V$):
 #
-# $$\text{loss} = \operatorname{mean}_t \Big[ -\min\big(\rho_t \hat A_t,\; \mathrm{clip}(\rho_t, 1 - \varepsilon,
-# 1 + \varepsilon)\, \hat A_t\big) + c_V\, \mathrm{loss}^V_t \Big].$$
+# $$\text{loss} = \operatorname{mean}_t \Big[ -\min\big(\rho_t \hat A_t,\; \mathrm{clip}(\rho_t, 1 - \epsilon,
+# 1 + \epsilon)\, \hat A_t\big) + c_V\, \mathrm{loss}^V_t \Big].$$
 #
 # Before the first step the policy still is $\pi_\text{old}$, so **every ratio is 1**. Not about 1: sampling goes token
 # by token with a cache, training reads the whole text at once, and they must agree to rounding. A wrong temperature,
@@ -182,7 +183,7 @@ print(f"largest |ratio - 1| at the first minibatch: {metrics['max_ratio_deviatio
 assert metrics["max_ratio_deviation"] < 1e-4
 assert abs(metrics["policy_loss"]) < 1e-4
 
-surrogate = lambda log_probs: ppo.clipped_surrogate_loss(log_probs, *batch[1:4:2], clip_eps=0.2).sum()
+surrogate = lambda new: ppo.clipped_surrogate_loss(new, batch.old_log_probs, batch.advantages, clip_eps=0.2).sum()
 assert np.allclose(jax.grad(surrogate)(batch.old_log_probs)[mask], -whitened, atol=1e-4)
 
 # %% [markdown]
@@ -194,7 +195,7 @@ loss, metrics = loss_of(policy, batch)
 new, old = np.asarray(trainer.completion_log_probs(config, base, rolled.sequences))[mask], rolled.log_probs[mask]
 actions = zip(new, old, whitened, strict=True)
 policy_loss = np.mean([numpy_losses.clipped_surrogate_loss(*action, 0.2) for action in actions])
-targets = zip(batch.old_values[mask], batch.returns[mask], strict=True)
+targets = zip(batch.old_values[mask], batch.returns[mask], strict=True)  # and the base model's own values are 0:
 value_loss = np.mean([numpy_losses.clipped_value_loss(0.0, *target, 0.2) for target in targets])
 assert np.isclose(metrics["policy_loss"], policy_loss, atol=1e-4)
 assert np.isclose(metrics["value_loss"], value_loss, atol=1e-4)
@@ -256,11 +257,11 @@ assert np.allclose(betas[1:], jax.vmap(lambda beta, kl: follow(beta, kl=kl))(bet
 
 # %%
 for name, params in policies.items():
-    transformer = {part: params[part] for part in base}
+    transformer = {part: params[part] for part in base}  # without the value head
     after[name] = sample(transformer, *held_out, jax.random.key(4))
     rise[name] = np.asarray(score(after[name])) - score_before
     price[name] = float(np.mean(evaluation.sequence_kl(config, transformer, base, after[name])))
-    mean, error = rise[name].mean(), rise[name].std() / 16
+    mean, error = rise[name].mean(), rise[name].std() / np.sqrt(256)
     print(f"{name}: the score rises by {mean:.2f} ± {error:.2f}, for {price[name]:.1f} nats. It writes:")
     print(*encoder.decode_batch(np.asarray(after[name].completions[:3]).tolist()), sep="\n")
     assert mean > 4 * error, "far beyond the noise"
@@ -298,7 +299,7 @@ plots.save(figure, "12_ppo_on_gpt2")
 
 # %% [markdown]
 # Score and entropy stand for one answer and one token, the KL for a whole answer, the clip fraction for the share of
-# tokens whose ratio left $1 \pm \varepsilon$.
+# tokens whose ratio left $1 \pm \epsilon$.
 #
 # What to watch in a run of your own: the **first ratio** (1, or stop), the **KL** (below 0 by more than its noise: a
 # bug; a jump: a step too large), the **clip fraction** (large in our first iteration, where Adam takes its boldest
@@ -317,8 +318,8 @@ def exercise_1(log_probs, ref_log_probs, score, beta):
     return ...
 
 
-answer = exercise_1(np.array([-1.0, -3.0, -0.5]), np.array([-2.0, -1.0, -0.5]), 2.0, 0.1)
-assert answer is ... or np.allclose(answer, [-0.1, 0.2, 2.0]), "what the policy likes more than the reference costs"
+answer = exercise_1(np.array([-1.0, -3.0, -0.5]), np.array([-2.0, -1.0, -1.5]), 2.0, 0.1)
+assert answer is ... or np.allclose(answer, [-0.1, 0.2, 1.9]), "what the policy likes more than the reference costs"
 print("Exercise 1:", "to do" if answer is ... else "right")
 
 # %% [markdown]

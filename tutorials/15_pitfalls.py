@@ -119,7 +119,7 @@ def mean_length(keep):
     return jax.lax.scan(step, jnp.zeros(5), length=100)[1]
 
 
-hidden_eos = GALLERY[2]
+hidden_eos = GALLERY[2]  # the library's collection: .wrong, .right, and the .invariant that tells them apart
 right, buggy = wordiness = mean_length(hidden_eos.right(texts)), mean_length(hidden_eos.wrong(texts))
 assert np.isclose(right[-1], lengths.mean(), rtol=0.01)
 assert buggy[-1] > 50
@@ -349,6 +349,7 @@ if exercise_2(*pairs, *pairs) is not ...:
     assert invariants.ln2_at_the_reference(exercise_2, *pairs), "at h = 0 the loss is ln 2"
     assert invariants.gradient_is_finite(exercise_2, *pairs[::-1], *pairs), "sigmoid(-594) rounds to 0"
     assert np.isclose(exercise_2(-20.0, -21.0, -25.0, -21.0), np.log(1 + np.exp(-0.5))), "h = 5, beta = 0.1"
+    assert np.isclose(exercise_2(-3000.0, -20.0, -30.0, -20.0), 297), "a pair that is very wrong has a large loss"
 print("Exercise 2:", "to do" if exercise_2(*pairs, *pairs) is ... else "right")
 
 # %% [markdown]
