@@ -52,8 +52,8 @@ prompts, prompt_mask = experiment_data.encode_openings(openings, config, encoder
 sample = functools.partial(evaluation.sample, config, max_new_tokens=20, eos_id=config.eos_token_id)
 
 first, second = (sample(base, prompts, prompt_mask, jax.random.key(seed)) for seed in (1, 2))
-utilities = [evaluation.in_score_batches(utility, side) for side in (first, second)]
-prefers_first = np.asarray(annotators.choose(jax.random.key(3), *utilities, 0.5))[:, None]
+utilities = [evaluation.in_score_batches(utility, side) for side in (first, second)]  # some rows at a time
+prefers_first = np.asarray(annotators.choose(jax.random.key(3), *utilities, 0.5))[:, None]  # a column, for where
 better = jax.tree.map(lambda a, b: np.where(prefers_first, a, b), first, second)
 worse = jax.tree.map(lambda a, b: np.where(prefers_first, b, a), first, second)
 pairs, held_out = (take(Pairs(better, worse), rows) for rows in (slice(0, 2048), slice(2048, None)))
@@ -198,12 +198,14 @@ asked = prompts[2048:], prompt_mask[2048:]
 wins, prices = {}, {}
 for name, params in policies.items():
     answers = sample(params, *asked, jax.random.key(4))
-    wins[name] = evaluation.win_rate(evaluation.in_score_batches(utility, answers), utilities[0][2048:])
+    wins[name] = rate, (low, high) = evaluation.win_rate(
+        evaluation.in_score_batches(utility, answers), utilities[0][2048:]
+    )
     divergence = functools.partial(evaluation.sequence_kl, config, params, base)
     prices[name] = float(np.mean(evaluation.in_score_batches(divergence, answers)))
-    print(f"{name}: wins {wins[name][0]:.3f}, from {wins[name][1][0]:.3f} to {wins[name][1][1]:.3f}")
+    print(f"{name}: wins {rate:.3f}, from {low:.3f} to {high:.3f}")
     print(f"   at {prices[name]:.1f} nats; it writes {encoder.decode(answers.completions[0])!r}")
-    assert wins[name][1][0] > 0.55, "better than the base model, beyond the noise"
+    assert low > 0.55, "better than the base model, beyond the noise"
 assert prices["smoothed"] < prices["DPO"]
 
 # %% [markdown]

@@ -33,7 +33,8 @@ from rlhf_jax.pitfalls import GALLERY
 # ## 1. The penalty that does nothing
 #
 # *Symptom.* A policy over five words stands far from its reference. We minimise nothing but the KL, estimated from 64
-# samples a step. The logged estimate is right, every gradient is finite, and after 300 steps the KL is where it was.
+# samples a step. The logged estimate is right, every gradient is finite, and after 300 steps the KL is about where it
+# was.
 
 # %%
 ref, start = jax.nn.log_softmax(jnp.array([0.0, 0.5, 1.0, -0.5, 0.2])), jnp.array([2.0, 0.0, -1.0, 0.5, 0.0])
