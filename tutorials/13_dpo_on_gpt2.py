@@ -60,7 +60,9 @@ pairs, held_out = (take(Pairs(better, worse), rows) for rows in (slice(0, 2048),
 
 ceiling = float(annotators.best_accuracy(utilities[0][2048:], utilities[1][2048:], 0.5))
 print(f"best possible accuracy on the held-out choices: {ceiling:.3f}")
+named_right = np.mean((utilities[0] > utilities[1]) == prefers_first[:, 0])
 assert 0.7 < ceiling < 0.85
+assert abs(named_right - ceiling) < 0.04, "the crowd's coin errs as often as the formula says"
 for name, side in {"prompt": prompts, "chosen": better.completions, "rejected": worse.completions}.items():
     print(f"{name:9}", repr(encoder.decode(side[0])))
 
