@@ -45,8 +45,8 @@ table = lambda theta: jnp.tile(jnp.stack([jax.nn.sigmoid(-theta), jax.nn.sigmoid
 objective = lambda theta: values.expected_return(corridor, table(theta))
 
 rights = np.linspace(0.005, 0.995, 199)  # the probability of stepping right
-new = jnp.log(rights / (1 - rights))
-true_curve = jax.vmap(objective)(new)
+thetas = jnp.log(rights / (1 - rights))
+true_curve = jax.vmap(objective)(thetas)
 best = true_curve.max()
 assert max(true_curve[0], true_curve[-1]) < -9.5, "never out: -1 for ever is -1 / (1 - 0.9)"
 assert 0.55 < rights[true_curve.argmax()] < 0.65
@@ -66,7 +66,8 @@ assert 0.55 < rights[true_curve.argmax()] < 0.65
 # = \sum_s d_\text{old}(s) \sum_a \pi_\text{old}(a|s)\, \rho\, A^{\pi_\text{old}}(s, a).$$
 #
 # At $\theta_\text{old}$ all ratios are 1, $\nabla \rho = \nabla \log \pi$, and so $\nabla L = \nabla J$, the policy
-# gradient. Only there.
+# gradient. Only there. (`ppo.clipped_surrogate_loss` takes both log-probabilities and $A$; `clip_eps=np.inf` turns off
+# the clip, to which we come. A loss is the negative, so there is a minus before the sum.)
 
 # %%
 old = jnp.log(0.1 / 0.9)  # the policy steps right once in ten times
@@ -83,7 +84,7 @@ ratios = table(-1.0) / table(old)  # of a policy with theta = -1
 by_loop = sum(visits[s] * table(old)[s, a] * ratios[s, a] * advantages[s, a] for s, a in np.ndindex(4, 2))
 assert np.isclose(surrogate(-1.0, old, np.inf), by_loop, atol=1e-12)
 
-theorem = policy_gradient.policy_gradient(corridor, jnp.log(table(old)))[:, 1].sum()
+theorem = policy_gradient.policy_gradient(corridor, jnp.log(table(old)))[:, 1].sum()  # one logit for all rooms
 assert np.allclose([jax.grad(objective)(old), jax.grad(surrogate)(old, old, np.inf)], theorem, atol=1e-12)
 
 # %% [markdown]
@@ -113,7 +114,7 @@ assert values.occupancy(corridor, table(2.2))[1] > 2 * visits[1], "theta = 2.2 s
 price = 4 * 0.9 * np.abs(advantages).max() / (1 - 0.9) ** 2
 assert price > 2000 > 3 > best - objective(old)
 distance = lambda start, end: numpy_losses.exact_kl(table(start)[0], table(end)[0])  # all rooms have the same
-for theta in new[::40]:
+for theta in thetas[::40]:
     gained = values.occupancy(corridor, table(theta)) @ (table(theta) * advantages).sum(axis=1)
     assert np.isclose(objective(theta) - objective(old), gained, atol=1e-9)
     assert gained >= surrogate(theta, old, np.inf) - price * distance(old, theta)
@@ -163,7 +164,7 @@ plots.save(figure, "06_clip")
 # walks to the optimum, in steps of KL that are a hundred times smaller.
 #
 # The clip is no wall. Where the gradient is zero nothing pushes outward, but nothing pulls back either, and a step that
-# starts inside may end outside. It works because steps are small.
+# starts inside may end outside, as in the first batch here. It works because steps are small.
 
 # %%
 uphill = jax.jit(jax.grad(surrogate))
@@ -184,7 +185,7 @@ with plots.style():
     figure, (left, right) = plots.subplots(1, 2, width=8.4, height=3.4, sharey=True)
     left.plot(rights, true_curve, **plots.EXACT, label="true J")
     for name, clip_eps, color in (("unclipped", np.inf, plots.ORANGE), ("clipped", 0.2, plots.PPO)):
-        promised = jax.vmap(surrogate, (0, None, None))(new, old, clip_eps) + objective(old)
+        promised = jax.vmap(surrogate, (0, None, None))(thetas, old, clip_eps) + objective(old)
         left.plot(rights, promised, color=color, label=f"{name} surrogate")
         right.plot(earned[name], color=color, label=name)
     left.plot(0.1, objective(old), "o", color=plots.REFERENCE, label="old policy")
@@ -203,21 +204,22 @@ plots.save(figure, "06_trust_region")
 #
 # Now with samples, and everything at once. One iteration: draw a batch with the current policy; estimate the
 # advantages by GAE with the current critic ([lesson 5](05_advantage_and_gae.py)); take several gradient steps on the
-# batch, called **epochs**, of
+# batch, called **epochs**, down the
 #
 # $$\text{loss} = -L^\text{PPO} + \text{value loss} - c\, H(\pi(\cdot|s)).$$
 #
-# The **value loss** $\frac{1}{2} (V - R)^2$ fits the critic to the targets $R = \hat A_t + V_\text{old}(s_t)$. It is
-# clipped too: once $V$ is further than $\epsilon$ from $V_\text{old}$ on the side of $R$, its gradient is 0. The
-# **entropy** $H = -\sum_a \pi(a|s) \log \pi(a|s)$ is for later; $c = 0$ for now. Advantages are **whitened** over the
-# batch, mean 0 and variance 1, so that one step size fits rewards of every size.
+# The **value loss** $\frac{1}{2} (V - G^\lambda)^2$ fits the critic to lesson 3's $\lambda$-returns,
+# $G_t^\lambda = \hat A_t + V_\text{old}(s_t)$, with $V_\text{old}$ the critic before the batch. It is clipped too: once
+# $V$ is further than $\epsilon$ from $V_\text{old}$ on the side of $G^\lambda$, its gradient is 0. The **entropy**
+# $H = -\sum_a \pi(a|s) \log \pi(a|s)$ is for later; $c = 0$ for now. Advantages are **whitened** over the batch, mean 0
+# and variance 1, so that one step size fits rewards of every size. And $\gamma^t$ is dropped, as in most programs.
 #
 # An episode ends in a state that is never left; steps after that are masked out (`alive`). We stop watching after
 # `num_steps`. That is a cut and no end, so the critic says what would have followed.
 
 # %%
-loss = lambda value: ppo.clipped_value_loss(value, 0.5, 2.0, clip_eps=0.2)  # V_old = 0.5, R = 2
-slopes = jax.vmap(jax.grad(loss))(jnp.array([0.6, 0.8, 0.2]))  # inside; beyond, towards R; beyond, away from it
+loss = lambda value: ppo.clipped_value_loss(value, 0.5, 2.0, clip_eps=0.2)  # V_old = 0.5, target 2
+slopes = jax.vmap(jax.grad(loss))(jnp.array([0.6, 0.8, 0.2]))  # inside; beyond, towards 2; beyond, away from it
 assert np.allclose(slopes, [0.6 - 2, 0, 0.2 - 2], atol=1e-12)
 
 
@@ -231,38 +233,42 @@ def ppo_loss(params, batch, clip_eps, entropy_weight):
     return masking.masked_mean(losses - entropy_weight * ppo.entropy(logits[states]), alive), jnp.stack(diagnostics)
 
 
-def learn(world, num_iterations=30, num_steps=25, num_epochs=30, step_size=5.0, clip_eps=0.2, entropy_weight=0.0):
+def learn(world, step_sizes, clip_eps, entropy_weight, num_iterations, num_steps):
     def iterate(params, key):
         policy, critic = jax.nn.softmax(params[0]), params[1]
         seen = jax.vmap(mdp.rollout, (0, None, None, None))(jax.random.split(key, 64), world, policy, num_steps)
         ended = jnp.diagonal(world.transition.min(axis=1))[seen.states] == 1  # in a state that is never left
-        discounts, alive = world.gamma * (1 - ended[:, 1:]), ~ended[:, :-1]
-        found = critic[seen.states]
+        discounts, alive, found = world.gamma * (1 - ended[:, 1:]), ~ended[:, :-1], critic[seen.states]
         advantages = jax.vmap(returns.gae, (0, 0, 0, None))(seen.rewards, discounts, found, 0.95)
         states, old_log_probs = seen.states[:, :-1], jnp.log(policy)[seen.states[:, :-1], seen.actions]
         batch = states, seen.actions, old_log_probs, advantages, found[:, :-1], alive
 
-        def epoch(params, _):
+        def epoch(params, step_size):
             slopes, diagnostics = jax.grad(ppo_loss, has_aux=True)(params, batch, clip_eps, entropy_weight)
             return jax.tree.map(lambda x, slope: x - step_size * slope, params, slopes), diagnostics
 
-        params, diagnostics = jax.lax.scan(epoch, params, length=num_epochs)
+        params, diagnostics = jax.lax.scan(epoch, params, step_sizes)
         return params, (values.expected_return(world, jax.nn.softmax(params[0])), diagnostics)
 
     seeds = jax.random.split(jax.random.key(0), (8, num_iterations))
     return jax.vmap(lambda keys: jax.lax.scan(iterate, (0 * world.reward, 0 * world.initial), keys)[1])(seeds)
 
 
-learn = jax.jit(learn, static_argnames=("num_iterations", "num_steps", "num_epochs"))
+learn = jax.jit(learn, static_argnames=("num_iterations", "num_steps"))
 
 # %% [markdown]
-# `learn` trains eight seeds side by side and returns the exact $J$ after each batch. The world is a grid of four by
-# three cells with a goal (+1) and a hole (−1); moves slip one time in five and cost 0.04 each; in both an episode ends.
-# Three ways to use a batch of 64 trajectories: one step, thirty steps without the clip, thirty with it.
+# (`jax.lax.scan` is a `for` loop, compiled: it carries `params` along, takes one step size after the other, and stacks
+# what each round reports. `has_aux` lets a loss report more than its value. `jax.tree.map` steps logits and critic.)
+#
+# `learn` trains eight seeds side by side and returns the exact $J$ after each batch. The world is the grid of lesson 2:
+# a goal (+1), a hole (−1), moves that slip one time in five and cost 0.04; in goal and hole an episode ends. Three ways
+# to use a batch of 64 trajectories: one step, thirty steps without the clip, thirty with it.
 
 # %%
 grid, optimum = environments.gridworld(gamma=0.95), lambda world: world.initial @ values.optimal_state_values(world)
-(slow, _), (unclipped, far), (clipped, near) = learn(grid, num_epochs=1), learn(grid, clip_eps=np.inf), learn(grid)
+# step size 5 for so many epochs, then 0, which is no step
+walk = lambda epochs, eps: learn(grid, 5.0 * (np.arange(30) < epochs), eps, 0.0, num_iterations=30, num_steps=25)
+(slow, _), (unclipped, far), (clipped, near) = walk(1, 0.2), walk(30, np.inf), walk(30, 0.2)
 assert (clipped[:, -1] > optimum(grid) - 0.03).all(), "every seed close to the optimum"
 assert (slow[:, -1] < optimum(grid) - 0.05).all(), "one step a batch: on its way, with the same samples"
 assert (unclipped[:, -1] < optimum(grid) - 0.2).sum() >= 3, "ruined, and it depends on the seed"
@@ -272,10 +278,10 @@ assert (unclipped[:, -1] < optimum(grid) - 0.2).sum() >= 3, "ruined, and it depe
 #
 # Three numbers tell whether a PPO program is healthy. At the **first** step on a batch the policy is still the one that
 # drew it: all ratios are 1, nothing is clipped, the KL is 0. If not, the program that samples and the program that
-# trains disagree (temperature, dropout, padding), and no result is to be believed. At the **last** step the **clip
-# fraction**, the share of actions outside $1 \pm \epsilon$, and the **approximate KL**, estimated from the ratios of
-# the sampled actions, say how far the batch was followed. A tenth clipped and a hundredth of a nat is a usual day.
-# Without the clip the same thirty steps go more than ten times as far.
+# trains disagree (in the logits, or in what is masked), and no result is to be believed. At the **last** step the
+# **clip fraction**, the share of actions outside $1 \pm \epsilon$, and the **approximate KL**, estimated from the
+# ratios of the sampled actions, say how far the batch was followed. A tenth clipped and a hundredth of a nat is a usual
+# day. Without the clip the same thirty steps go more than ten times as far.
 
 # %%
 ratio_off, divergence, share = near.mean((0, 1)).T  # each [epochs], the mean over seeds and batches
@@ -288,19 +294,19 @@ assert 10 * divergence[-1] < 0.1 < far[:, :, -1, 1].mean()
 #
 # A policy learns only from what it tries. Here is a world where that hurts: write at most four words of a language of
 # two, or say nothing (word 0 ends the sentence). Saying nothing pays ½. One sentence of four words, and no other, pays
-# 1. (`environments.token_mdp` makes states of the prefixes. You will meet it again: it is how a language model is an
-# agent.)
+# 1. (`all_strings` lists the sentences; `mask` says which places are used, the end included. `environments.token_mdp`
+# makes states of their beginnings. You will meet it again: it is how a language model is an agent.)
 #
 # At first most attempts to write end in nothing, so saying nothing looks better than trying: the policy **exploits**
 # what it knows, stops trying, and will never find out. An entropy bonus $c\, H$ pays for staying undecided, so it goes
-# on to **explore**. It costs a little: the optimum with the bonus is not quite that of $J$. (In RLHF the KL to the
-# reference has this part, and $c$ is often 0.)
+# on to **explore**. It costs a little: the optimum with the bonus is not quite that of $J$. (With language models the
+# price on KL, lesson 8, plays this part, and $c$ is often 0.)
 
 # %%
 tokens, mask = enumerable.all_strings(3, 4, eos_id=0)
 rewards = 0.5 * (mask.sum(axis=1) == 1) + 1.0 * (tokens == np.array([1, 2, 1, 2])).all(axis=1)
 sentences = environments.token_mdp(tokens, mask, rewards[None], 3, gamma=0.99)
-incurious, curious = (learn(sentences, 100, 4, 10, 1.0, 0.2, c)[0] for c in (0.0, 0.4))
+incurious, curious = (learn(sentences, np.ones(10), 0.2, c, num_iterations=100, num_steps=4)[0] for c in (0.0, 0.4))
 assert np.isclose(incurious[:, -1], 0.5, atol=0.01).any(), "some seeds never find it"
 assert (curious[:, -1] > optimum(sentences) - 0.05).all(), "every seed finds it"
 
@@ -367,7 +373,7 @@ def exercise_3():
 
 
 if exercise_3() is not ...:
-    log_ratios, signs = jnp.log(jnp.array(exercise_3())), jnp.array([1.0, -1.0])
+    log_ratios, signs = jnp.log(jnp.array([*exercise_3()])), jnp.array([1.0, -1.0])
     without_min = jax.grad(lambda x: (jnp.clip(jnp.exp(x), 0.8, 1.2) * signs).sum())(log_ratios)
     with_min = jax.grad(lambda x: ppo.clipped_surrogate_loss(x, 0 * x, signs, clip_eps=0.2).sum())(log_ratios)
     assert (without_min == 0).all() & (with_min != 0).all(), "one is still learning, or PPO has stopped too"

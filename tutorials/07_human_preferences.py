@@ -56,7 +56,7 @@ assert np.allclose(np.subtract.outer(ann, ann), np.subtract.outer(bob, bob)), "b
 #
 # This is Bradley and Terry's model; $\succ$ reads "is preferred to", and $\sigma$ is the **logistic function**. Turned
 # round: a lead of $z$ means **odds** $\frac{P}{1-P} = e^z$. A lead of 1 wins 73 % of the votes, a lead of 3 wins 95 %.
-# Such a reward has a unit, the **nat**: the logarithm, to the base e, of the odds.
+# Such a reward has a unit, the **nat** again: the logarithm, to the base e, of the odds.
 
 # %%
 win_probs = lambda scores: numpy_losses.sigmoid(np.subtract.outer(scores, scores))
@@ -82,8 +82,9 @@ assert (np.abs(errors[off_diagonal]) < 4).all(), "four standard errors"
 # $$\text{loss}(r) = -\frac{1}{M} \sum_{\text{votes}} \log \sigma\big(r(y^+) - r(y^-)\big),$$
 #
 # with $y^+$ the chosen and $y^-$ the rejected answer of a vote. Every reward model is trained with this loss, be it a
-# network or our five numbers. First as a loop over the votes, then over the table. Add 100 to all scores, and it stays
-# the same: votes fix scores **up to a constant** only. We let them sum to 0.
+# network or our five numbers. First as a loop over the votes, then over the table (`meshgrid` makes all pairs
+# $r_i, r_j$). Add 100 to all scores, and it stays the same: votes fix scores **up to a constant** only. We let them sum
+# to 0. (A margin would ask the chosen answer to lead by so much; here it is 0.)
 
 # %%
 even = jnp.full(5, -jnp.log(5.0))  # log-probabilities: every answer is shown equally often
@@ -103,8 +104,8 @@ def vote_loss(scores, wins):
 assert np.allclose([vote_loss(rewards, wins), vote_loss(rewards + 100, wins)], by_loop), "only differences show"
 
 # %% [markdown]
-# We minimise it twice. Gradient descent needs the gradient, and that has a plain meaning: expected wins less actual
-# wins. With $n_{ij}$ the number of votes on a pair,
+# We minimise it twice. Gradient descent (in steps of size 5) needs the gradient, and that has a plain meaning: expected
+# wins less actual wins. With $n_{ij}$ the number of votes on a pair,
 #
 # $$\frac{\partial\, \text{loss}}{\partial r_i} = \frac{1}{M} \Big( \sum_j n_{ij}\, \sigma(r_i - r_j)
 # - \text{wins of } i \Big).$$
@@ -140,7 +141,8 @@ assert np.allclose(np.log(strengths) - np.log(strengths).mean(), scores, atol=1e
 # $$n_{ij}\, p_{ij} (1 - p_{ij}), \qquad p_{ij} = \sigma(r_i - r_j):$$
 #
 # most when it is even, nearly nothing when everybody knew who would win. The inverse of the matrix is the covariance
-# of the scores (the pseudo-inverse, as the constant is unknown); the root of its diagonal is their **standard error**.
+# of the scores; the root of its diagonal is their **standard error**. (The votes say nothing of the constant, so the
+# matrix has no inverse; the pseudo-inverse, `pinv`, leaves the constant out.)
 
 # %%
 covariance = lambda scores, wins: jnp.linalg.pinv(wins.sum() * jax.hessian(vote_loss)(scores, wins))
@@ -176,7 +178,7 @@ assert abs(coverage - 0.95) < 0.01
 # another has standard error $s$ after $M = 4 (N - 1) / s^2$ votes: 1,600 for five answers and $s = 0.1$.
 
 # %%
-equals = covariance(np.zeros(5), 1600 / 20 * off_diagonal)
+equals = covariance(np.zeros(5), 1600 / 20 * off_diagonal)  # everybody beats everybody 80 times
 assert np.isclose(equals[0, 0] + equals[1, 1] - 2 * equals[0, 1], 0.1**2)
 
 # %%
@@ -257,10 +259,12 @@ assert np.mean(first_asked**2 + (1 - first_asked) ** 2) > 0.99, "asked twice, ea
 # To measure such a misfit, compare with the freest explanation: for each pair its own share of votes. Double the gap
 # in log-likelihood,
 #
-# $$G = 2 \sum_{i,j} \text{wins}_{ij} \Big( \log \frac{\text{wins}_{ij}}{n_{ij}} - \log \sigma(r_i - r_j) \Big).$$
+# $$\text{misfit} = 2 \sum_{i,j} \text{wins}_{ij}
+# \Big( \log \frac{\text{wins}_{ij}}{n_{ij}} - \log \sigma(r_i - r_j) \Big).$$
 #
-# If Bradley and Terry are right, $G$ is on average the number of pairs less that of free scores,
-# $\frac{(N-1)(N-2)}{2}$, however many the votes. If not, it grows with them.
+# If Bradley and Terry are right, it is on average the number of pairs less that of free scores,
+# $\frac{(N-1)(N-2)}{2}$, however many the votes. If not, it grows with them. (`xlogy(x, y)` is $x \log y$, and 0 at
+# $x = 0$.)
 
 
 # %%
@@ -288,7 +292,7 @@ assert misfit(200 * cycle) > 50, "600 votes in a cycle; honest ones would give 1
 # $$P(y_1 \text{ wins}) : P(\text{tie}) : P(y_2 \text{ wins}) = e^{r_1} : \nu\, e^{(r_1 + r_2)/2} : e^{r_2}.$$
 #
 # Leave the ties out, and Bradley and Terry's model remains: the leads are right. Count each tie as half a win for
-# either, as many do, and every lead looks too small.
+# either, as many do, and every lead looks too small. (`davidson_loss` takes both rewards and whether it was a tie.)
 
 # %%
 outcomes = [(1.2, 0.1, False), (1.2, 0.1, True), (0.1, 1.2, False)]
@@ -312,13 +316,13 @@ assert abs(in_order - prob) < 4 * np.sqrt(prob * (1 - prob) / 100_000)
 # %% [markdown]
 # ## How good can a reward model be?
 #
-# Votes are coins, so nobody foretells all of them. Who knows the true reward, and names the better answer, is right
-# with probability $\max(p, 1-p)$ on each pair: no model can be expected to do better on fresh votes. Two people of the
-# same taste agree less often still, with $p^2 + (1-p)^2$. So 70 % may be a poor reward model or a perfect one: ask how
-# often the annotators agree before you judge. (Exercise 3 makes a bound of it.)
+# Votes are coins, so nobody foretells all of them. Let $p = P(y_1 \succ y_2)$. Who knows the true reward, and names the
+# better answer, is right with probability $\max(p, 1-p)$ on each pair: no model can be expected to do better on fresh
+# votes. Two people of the same taste agree less often still, with $p^2 + (1-p)^2$. So 70 % may be a poor reward model
+# or a perfect one: ask how often the annotators agree before you judge. (Exercise 3 makes a bound of it.)
 
 # %%
-ceiling = annotators.best_accuracy(rewards[listed.chosen], rewards[listed.rejected], 1.0)
+ceiling = annotators.best_accuracy(rewards[listed.chosen], rewards[listed.rejected], temperature=1.0)
 accuracy = np.mean(rewards[votes.chosen] > rewards[votes.rejected])
 assert abs(accuracy - ceiling) < 4 * np.sqrt(ceiling * (1 - ceiling) / 2000)
 assert np.mean((exact_shares**2 + (1 - exact_shares) ** 2)[off_diagonal]) < ceiling - 0.05, "agreement"
@@ -373,8 +377,8 @@ print("Exercise 2:", "to do" if answer is ... else "right")
 # %% [markdown]
 # **3.** Somebody reports a reward model with an accuracy of 85 % on fresh votes. You measure that two annotators of one
 # taste agree on 68 % of the pairs. Is 85 % possible? Find the highest accuracy that any model can be expected to reach,
-# given the agreement and nothing else. (Write $p = \frac{1+u}{2}$ on each pair; the mean of $u$ is at most the root of
-# the mean of $u^2$.)
+# given the agreement and nothing else. (Let $p$ be the better answer's share, and write $p = \frac{1+u}{2}$ on each
+# pair; the mean of $u$ is at most the root of the mean of $u^2$.)
 
 
 # %%
@@ -384,7 +388,7 @@ def exercise_3(agreement):
 
 answer = exercise_3(0.68)
 if answer is not ...:
-    assert np.isclose(answer, annotators.best_accuracy(np.log(4.0), 0.0, 1.0)), "if p = 0.8 on every pair"
+    assert np.allclose([answer, exercise_3(0.82)], [0.8, 0.9]), "if p = 0.8, or 0.9, on every pair"
     p = np.array([0.5, 0.7, 0.95])
     assert np.mean(p) <= exercise_3(np.mean(p**2 + (1 - p) ** 2)), "on these pairs a perfect model beats your bound"
 print("Exercise 3:", "to do" if answer is ... else "right")

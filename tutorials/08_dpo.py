@@ -29,8 +29,9 @@ from rlhf_jax import dpo, enumerable, kl, numpy_losses, plots, population, rewar
 # %% [markdown]
 # ## A language of nine strings
 #
-# Three words, strings of two words. The reference has learned from text that "film" comes last and that both
-# adjectives are equally common; it has no opinion about films. The prompt is always the same, so we leave $x$ out.
+# Three words, strings of two words (`mask` says which places are in use: all). The reference has learned from text that
+# "film" comes last and that both adjectives are equally common; it has no opinion about films. The prompt is always the
+# same, so we leave $x$ out.
 #
 # The hidden taste of our crowd is a reward $r(y)$: +1 for each "good", −1 for each "bad". Note what it leaves out:
 # the crowd was never asked about grammar, so "film good" is worth as much as "good film".
@@ -62,7 +63,8 @@ for string, log_prob, reward in zip(strings, ref_log_probs, rewards, strict=True
 # The divergence, $\mathrm{KL}(\pi \| \pi_\text{ref}) = \sum_y \pi(y) \log \frac{\pi(y)}{\pi_\text{ref}(y)}$, says by
 # how many nats $\pi$ on average finds its own strings likelier than the reference does. It is 0 where the two agree,
 # and positive elsewhere; $\beta > 0$ is its price in reward. Collect the logarithms, and $J$ becomes a single
-# divergence from which the best policy can be read off. With $Z = \sum_y \pi_\text{ref}(y)\, e^{r(y)/\beta}$,
+# divergence from which the best policy can be read off. With $Z = \sum_y \pi_\text{ref}(y)\, e^{r(y)/\beta}$ (put
+# $r = \beta \log e^{r/\beta}$ into $J$, and divide by $Z$ to have probabilities),
 #
 # $$J(\pi) = \beta \log Z - \beta\, \mathrm{KL}(\pi \,\|\, \pi^*), \qquad
 # \pi^*(y) = \frac{1}{Z}\, \pi_\text{ref}(y)\, e^{r(y)/\beta}.$$
@@ -98,8 +100,9 @@ assert np.isclose(objective, beta * log_z - beta * kl.exact_kl(other, optimum), 
 #
 # $$L^\text{DPO} = \log \sigma(\beta h), \qquad \text{loss} = -L^\text{DPO}.$$
 #
-# No reward appears in it. Without a reference and with $\beta = 1$ it has a short form,
-# $L^\text{DPO} = \log \sigma\big(\log \pi(y^+|x) - \log \pi(y^-|x)\big)$; we shall see what it lacks.
+# No reward appears in it. Without a reference and with $\beta = 1$ (which is what `dpo.dpo_loss` does if not told
+# otherwise) it has a short form, $L^\text{DPO} = \log \sigma\big(\log \pi(y^+) - \log \pi(y^-)\big)$; we shall see what
+# it lacks.
 
 # %%
 pair = jnp.array([strings.index("good film"), strings.index("film bad")])
@@ -124,7 +127,8 @@ assert np.allclose(gradient, (-beta / 2, beta / 2), atol=1e-6)
 #
 # Let the crowd compare every pair of strings, without end: each outcome then has its exact share of the votes. The
 # policy is free, one logit a string, and starts at the reference. `vmap` trains five side by side: four with the
-# reference, one for each $\beta$, and one without, for later. The reward enters only through who won.
+# reference, one for each $\beta$, and one without, for later. (The loss bends like $\beta^2$, so the steps are divided
+# by that.) The reward enters only through who won.
 
 # %%
 everybody_shown = jnp.full(9, -jnp.log(9.0))  # log-probabilities of the nine strings
@@ -219,8 +223,8 @@ plots.save(figure, "08_dpo_optimum")
 # It is often called a leash. It is not one when a choice is **certain**. Suppose "good film" beat "bad film" every
 # time, as in any data set that shows each pair once. Then $-\log \sigma(\beta h)$ falls for ever as $h$ grows: the loss
 # has no minimum, with a reference or without. With small steps on one pair,
-# $\frac{dh}{dt} = 2 \beta\, \sigma(-\beta h)$ (exercise 2 derives the gradient; $t$ is training time, steps × step
-# size). From equal probabilities that leads to
+# $\frac{dh}{dt} = 2 \beta\, \sigma(-\beta h)$: exercise 2 derives the gradient, it pushes one logit up and the other
+# down, and $t$ is training time, steps × step size. From $h = 0$ that leads to
 #
 # $$e^{\beta h} + \beta h = 1 + 2 \beta^2 t, \qquad \text{so } h \approx \tfrac{1}{\beta} \ln(2 \beta^2 t)
 # \text{ without bound.}$$
@@ -262,6 +266,7 @@ assert np.isclose(gaps["smoothed, ε = 0.1"][-1], np.log(9), atol=1e-4)
 # The loss rewards a **gap**: the rejected log-probability may fall faster than the chosen one. With one logit a string
 # the chosen one did rise. But a network shares its parameters between strings, so take the extreme case: one logit a
 # **word**, the same at both places, all equal at first, and one certain choice, "good film" over "good good".
+# (`string_log_probs` adds up a string's tokens; it asks for logits at every place of every string, `[9, 2, 3]`.)
 #
 # The two strings differ in one word, so DPO raises "film" and lowers "good". Then
 # $\pi(\text{good film}) = p_\text{good}\, p_\text{film}$ falls, and the mass goes to "film film", which nobody was
