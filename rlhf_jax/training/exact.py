@@ -67,8 +67,8 @@ def follow(setup: Setup, measure: Callable[[gpt2.Params], Point], marks: Int[np.
 
     @jax.jit
     def run(start):
-        _, points = jax.lax.scan(part, start, (np.concatenate([[0], marks[:-1]]), marks))
-        return jax.tree.map(lambda one, more: jnp.concatenate([one[None], more]), measure(start.params), points)
+        ends = np.concatenate([[0], marks])  # the first part has no step: `measure` is compiled once
+        return jax.lax.scan(part, start, (np.concatenate([[0], ends[:-1]]), ends))[1]
 
     return run(setup.start)
 
