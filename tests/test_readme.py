@@ -16,11 +16,11 @@ from rlhf_jax import cli
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SECTIONS = {section.partition("\n")[0]: section for section in README.split("\n## ")[1:]}
-LADDER = [
-    [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
-    for line in SECTIONS["The ladder"].splitlines()
-    if line.startswith("|")
+TABLES = [
+    [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in table.splitlines()]
+    for table in re.findall(r"(?:^\|.*\n)+", SECTIONS["The ladder"], flags=re.MULTILINE)
 ]
+LADDER = [row for _, _, *rows in TABLES for row in rows]
 STABLE = [
     (module, name)
     for module, names in re.findall(r"^- `([\w.]+)`: (.+)$", SECTIONS["What is stable"], flags=re.MULTILINE)
@@ -66,14 +66,30 @@ def test_every_link_leads_to_a_file():
     assert [link for link in sorted(links) if not (ROOT / link).exists()] == []
 
 
-def test_the_ladder_is_a_table():
-    header, rule, *rows = LADDER
-    assert header == ["Concept", "Equation", "Function", "Test", "Tutorial", "Paper"]
-    assert {len(row) for row in (rule, *rows)} == {len(header)}
-    assert len(rows) >= 20
+def test_the_ladder_is_two_tables_of_one_form():
+    road, beside = TABLES
+    assert road[0] == beside[0] == ["Concept", "Equation", "Function", "Test", "Tutorial", "Paper"]
+    assert {len(row) for table in TABLES for row in table} == {6}
+    assert min(len(road), len(beside)) >= 20
 
 
-@pytest.mark.parametrize("row", LADDER[2:], ids=lambda row: row[0])
+def test_the_road_is_taught():
+    road, _ = TABLES
+    assert {row[0] for row in road[2:] if row[4] == "–"} <= {"Optimal value"}
+    lessons = set(re.findall(r"\(tutorials/(\d\d)_", "".join(row[4] for row in LADDER)))
+    assert lessons == {f"{number:02}" for number in range(1, 16)}
+
+
+def test_the_course_lists_every_lesson_by_its_question():
+    rows = re.findall(r"^\| \[(\d+)\]\((\S+)\) \| (.+) \|$", SECTIONS["The course"], flags=re.MULTILINE)
+    assert [path for _, path, _ in rows] == [
+        f"tutorials/{path.name}" for path in sorted((ROOT / "tutorials").glob("*.py"))
+    ]
+    for number, path, question in rows:
+        assert f"\n# # {number}. {question}\n" in (ROOT / path).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("row", LADDER, ids=lambda row: row[0])
 def test_a_step_of_the_ladder_has_its_function_and_a_test_of_it(row):
     _, equation, functions, tests, tutorial, paper = row
     assert equation
