@@ -35,7 +35,6 @@ def lessons() -> list[Path]:
 def notebook(path: Path, rewrite=lambda text: text, first_cell: str | None = None) -> nbformat.NotebookNode:
     """A tutorial as a notebook without outputs, the same on every call; `rewrite` changes the text of its prose."""
     book = jupytext.read(path, fmt="py:percent")
-    book.cells = [cell for cell in book.cells if cell.cell_type != "raw"]  # the header
     book.metadata = nbformat.from_dict({"kernelspec": KERNEL, "language_info": {"name": "python"}})
     for cell in book.cells:
         if cell.cell_type == "markdown":
