@@ -119,8 +119,8 @@ for number in range(48):
         path.append((number + 1, float(nats(tuned.params, known)), float(nats(tuned.params, new))))
 sft_steps, known_nats, new_nats = np.array(path).T
 print(f"nats an answer: {known_nats[0]:.1f} before, {known_nats[-1]:.2f} after; the limit is {limit:.2f}")
-assert (known_nats > limit - 1e-4).all(), "nobody gets below the entropy"
-assert known_nats[-1] < limit + 0.15
+assert np.isclose(nats(base, few), 6 * value, atol=1e-3), "each of these answers has 6 tokens, and padding has none"
+assert limit - 1e-4 < known_nats.min() <= known_nats[-1] < limit + 0.15, "down to the entropy, and never below it"
 
 # %% [markdown]
 # Now read: before, after, and after but about new things. (The question mark ends the question; what follows is the
