@@ -9,8 +9,10 @@ import numpy as np
 
 def softmax(logits):
     """p_v = exp l_v / Σ_u exp l_u."""
-    weights = [np.exp(np.float64(logit) - max(logits)) for logit in logits]
-    return np.array([weight / sum(weights) for weight in weights])
+    largest = max(logits)
+    weights = [np.exp(np.float64(logit) - largest) for logit in logits]
+    total = sum(weights)
+    return np.array([weight / total for weight in weights])
 
 
 def token_log_probs(logits, tokens):
