@@ -124,7 +124,7 @@ assert limit - 1e-4 < known_nats.min() <= known_nats[-1] < limit + 0.15, "down t
 
 # %% [markdown]
 # Now read: before, after, and after but about new things. (The question mark ends the question; what follows is the
-# model's.)
+# model's. `tuned[0]` is `tuned.params`.)
 
 # %%
 cases = {"before": (base, known, things), "after": (tuned[0], known, things), "new": (tuned[0], new, new_things)}
